@@ -1,0 +1,616 @@
+"""Train a FlexMDM (arXiv 2509.01025), an MDM, their MDM-Prime forms (arXiv 2505.18495), or an autoregressive baseline.
+
+    python train.py                                             # FlexMDM on one-line Python statements: minutes on a laptop, no download
+    python train.py --method mdm                                # the same on a fixed canvas
+    python train.py --method flexprime --ell 2                  # tokens of two digits
+    python train.py --dataset notes.txt --block_size 256        # any text; a document per paragraph
+    python train.py --dataset owt                               # OpenWebText
+    torchrun --nproc_per_node=8 train.py --dataset owt          # on 8 GPUs; the same global batch
+    python train.py --init_from resume                          # go on where the last run stopped, to the bit
+
+A step is a pure function of (weights, seed, step): its documents, times and noise are drawn for the whole global batch, then every
+process takes its rows. So a run that was stopped and resumed, and one on other processes, takes the same steps.
+
+The number that is printed as loss is the loose bound of rates.py in nats per document token (its two parts beside it). With insertion
+it stays far above the entropy for a perfect model too: compare it within one method; evaluate.py has the tight bound.
+"""
+import contextlib
+import csv
+import fcntl
+import math
+import os
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+
+import data
+import interpolant
+import model
+import prime
+import rates
+import sample
+from common import Fail, aside, flag, main, parse
+
+METHODS = {"mdm": "instant", "flexmdm": "linear", "prime": "instant", "flexprime": "linear", "ar": "instant"}    # -> insertion schedule
+
+# Sizes for a data set, taken where the user names none.
+PRESETS = {
+    "owt": dict(block_size=1024, batch_size=512, n_layer=12, n_head=12, n_embd=768, learning_rate=3e-4, max_iters=500_000, warmup_iters=2500,
+                eval_interval=2000, ema=0.9999, dropout=0.0, weight_decay=0.03, log_interval=10, gradient_accumulation_steps=1),
+    "functions": dict(block_size=1024, batch_size=64, n_layer=8, n_head=8, n_embd=512, eval_interval=500),
+}
+
+
+@dataclass
+class Args:
+    method: str = flag("flexmdm", "which model", tuple(METHODS))
+    ell: int = flag(0, "digits per token; 0: 1, or 2 for prime and flexprime")
+    dataset: str = flag("python", "python, functions, brackets, owt, or a path to a .txt or .jsonl")
+    data_dir: str = flag("data", "where prepared data sets are kept")
+    tokenizer: str = flag("", "bytes or gpt2; empty: what the data set uses")
+    split: str = flag("paragraph", "what a document of a .txt is", ("line", "paragraph", "file"))
+    field: str = flag("text", "the field of a .jsonl that holds the text")
+    packing: str = flag("documents", "documents: one row each; stream: rows of block_size tokens cut from the stream (mdm, prime, ar)",
+                        ("documents", "stream"))
+    out_dir: str = flag("out", "checkpoints, log.csv, loss.png")
+    init_from: str = flag("scratch", "scratch, resume, or a checkpoint whose weights to start from")
+    overwrite: bool = flag(False, "start again in an out_dir that holds a run")
+    keep: int = flag(2, "how many checkpoints to keep")
+    # model
+    block_size: int = flag(64, "the most tokens of a document")
+    n_layer: int = flag(6, "blocks")
+    n_head: int = flag(4, "attention heads")
+    n_embd: int = flag(192, "width")
+    dropout: float = flag(0.0, "dropout in the blocks")
+    # noise and loss
+    insertion: str = flag("", "schedule alpha: linear, cosine, sin, polynomial,exponent=2, geometric, instant; empty: the method's")
+    unmasking: str = flag("linear", "schedule beta")
+    prime_loss: str = flag("marginal", "ell > 1: marginal (the valid bound) or joint (the paper's)", ("marginal", "joint"))
+    targets: str = flag("sampled", "sampled, or averaged over alignments: same expected gradient, less variance", ("sampled", "averaged"))
+    infill: float = flag(0.1, "share of documents trained as infilling: random spans are given, the rest is generated (insertion only)")
+    weight_cap: float = flag(1000.0, "cap on the hazards 1 / (1 - t) in the training loss; never in the bounds")
+    shuffle_ids: float = flag(0.0, "ell > 1: share of token ids permuted before they become digits (index shuffling)")
+    # optimization
+    batch_size: int = flag(128, "documents per step, over all processes and accumulation steps")
+    gradient_accumulation_steps: int = flag(1, "pieces that a process cuts its share of the batch into: less memory, same result")
+    max_iters: int = flag(2000, "steps")
+    learning_rate: float = flag(2e-3, "peak learning rate")
+    min_lr: float = flag(0.0, "learning rate at max_iters")
+    warmup_iters: int = flag(100, "steps of linear warm-up")
+    weight_decay: float = flag(0.01, "AdamW's, on matrices only")
+    beta2: float = flag(0.99, "AdamW's")
+    grad_clip: float = flag(1.0, "largest gradient norm; 0: none")
+    ema: float = flag(0.999, "decay of the averaged weights that samples and validation use")
+    skip_bad_steps: int = flag(0, "how many steps in a row may have a non-finite gradient (they are left out) before the run stops")
+    # the run
+    eval_interval: int = flag(250, "steps between validation, samples and checkpoint")
+    eval_iters: int = flag(4, "batches of validation documents, with fixed noise")
+    log_interval: int = flag(10, "steps between progress lines")
+    sample_steps: int = flag(64, "sampling steps of the samples shown; 0: none are")
+    device: str = flag("auto", "auto, cpu, cuda, mps")
+    dtype: str = flag("auto", "auto (bfloat16 on CUDA), float32, bfloat16", ("auto", "float32", "bfloat16"))
+    compile: bool | None = flag(None, "torch.compile the blocks; by default on CUDA only")
+    checkpointing: bool = flag(False, "recompute blocks in the backward pass: less memory, a third more time")
+    seed: int = flag(1337, "fixes everything")
+
+
+MAY_CHANGE = {"max_iters", "learning_rate", "min_lr", "warmup_iters", "weight_decay", "grad_clip", "out_dir", "init_from", "overwrite", "keep", "data_dir",
+              "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval", "sample_steps", "device", "dtype", "compile",
+              "checkpointing", "skip_bad_steps", "infill", "dropout"}
+
+
+# ---- pieces that maze.py uses too ----------------------------------------------------------------------------------------------------
+
+def learning_rate(step, args):
+    """Linear warm-up, then a cosine from learning_rate to min_lr at max_iters."""
+    if step < args.warmup_iters:
+        return args.learning_rate * (step + 1) / (args.warmup_iters + 1)
+    x = min(1.0, (step - args.warmup_iters) / max(1, args.max_iters - args.warmup_iters))
+    return args.min_lr + 0.5 * (1 + math.cos(math.pi * x)) * (args.learning_rate - args.min_lr)
+
+
+def optimizer_for(net, args):
+    """AdamW, fused where torch has it; weight decay on matrices only."""
+    trained = [p for p in net.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": args.weight_decay},
+              {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
+    fused = trained[0].device.type in ("cpu", "cuda", "mps")
+    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.beta2), fused=fused)
+
+
+@torch.no_grad()
+def apply_gradients(net, optimizer, lr, clip):
+    """Clip, then step. A gradient that is not finite leaves the weights as they are (decided on the device). Returns the norm, a tensor."""
+    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), clip or math.inf)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.grad_scale, optimizer.found_inf = None, (~torch.isfinite(norm)).float()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+@torch.no_grad()
+def update_ema(ema, net, step, decay):
+    """ema <- d ema + (1 - d) weights, with d = min(decay, (1 + step) / (10 + step)): young averages forget faster."""
+    torch._foreach_lerp_([*ema.values()], [*net.state_dict().values()], 1 - min(decay, (1 + step) / (10 + step)))
+
+
+def stratified(B):
+    """B times in [0, 1), one in each of B equal parts, in random order."""
+    return ((torch.randperm(B) + torch.rand(B)) / B).clamp_max(1 - 2 ** -24)
+
+
+def spans(n1, L):
+    """(B, L) bool: random stretches of a document, about 3 changes each: the given part of an infilling task."""
+    change = torch.rand(len(n1), L) < 3 / n1[:, None].clamp_min(6)
+    return ((change.cumsum(1) + torch.randint(2, (len(n1), 1))) % 2 == 0) & interpolant.below(n1, L)
+
+
+def cut(noised, rows):
+    return interpolant.Noised(*(x[rows] for x in noised))
+
+
+# ---- one step ------------------------------------------------------------------------------------------------------------------------
+
+def canvas(x, n, args, end):
+    """The documents as the method sees them: with insertion, as they are; on a fixed canvas, filled up with the end token (its pads are
+    tokens to predict, as MDMs do); autoregressive, with one end token."""
+    if args.method == "ar":
+        x = torch.cat([x, x.new_zeros(len(x), 1)], 1).scatter(1, n[:, None], end)
+        return x, n + 1
+    if args.insertion != "instant":
+        return x, n
+    full = torch.full((len(x), args.block_size), end)
+    full[:, :x.shape[1]] = torch.where(interpolant.below(n, x.shape[1]), x, end)
+    return full, torch.full_like(n, args.block_size)
+
+
+def make_batch(step, documents, code, args, end):
+    """All that is random in a step, for the global batch: a pure function of (seed, step)."""
+    torch.manual_seed(args.seed * 1_000_003 + step)
+    x, length = documents.batch(data.order(args.seed, step, args.batch_size, len(documents)))
+    x1, n1 = canvas(x, length, args, end)
+    batch = SimpleNamespace(x1=x1, n1=n1, t=stratified(len(x1)), tokens=int(length.sum()), frozen=None, noised=None)
+    if args.method != "ar":
+        insertion, unmasking = schedules(args)
+        d1 = rates.digits(code, x1, n1)
+        if args.insertion != "instant" and args.infill > 0:
+            batch.frozen = spans(n1, d1.shape[1]) & (torch.rand(len(x1), 1) < args.infill)
+        batch.noised = interpolant.interpolate(d1, n1, batch.t, insertion, unmasking, batch.frozen, mask=code.mask, pad=code.pad)
+        batch.d1 = d1
+    return batch
+
+
+def losses(predict, code, batch, rows, args):
+    """Rows of a batch -> (unmask (B,), insert (B,)): the integrand of the bound, hazards capped, nats per document."""
+    if args.method == "ar":
+        nll = rates.next_token_nll(predict, code, batch.x1[rows], batch.n1[rows])
+        return nll, torch.zeros_like(nll)
+    insertion, unmasking = schedules(args)
+    frozen = None if batch.frozen is None else batch.frozen[rows]
+    terms = rates.terms(predict, code, batch.d1[rows], batch.n1[rows], cut(batch.noised, rows), batch.t[rows], joint=args.prime_loss == "joint",
+                        averaged=args.targets == "averaged", entropy=False, frozen=frozen)
+    t = batch.t[rows].to(terms.unmask.device)
+    return (terms.unmask * unmasking.hazard(t).clamp_max(args.weight_cap), terms.insert * insertion.hazard(t).clamp_max(args.weight_cap))
+
+
+def schedules(args):
+    return interpolant.schedule(args.insertion), interpolant.schedule(args.unmasking)
+
+
+def share(B, rank, world, pieces):
+    """The rows of the global batch that a process handles, as `pieces` slices."""
+    a, z = rank * B // world, (rank + 1) * B // world
+    return [slice(a + i * (z - a) // pieces, a + (i + 1) * (z - a) // pieces) for i in range(pieces)]
+
+
+# ---- validation, samples, pictures ---------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def validate(predict, documents, code, args, end, team):
+    """The bound on validation documents in nats per token: (total, unmask, insert). Same documents, times and noise at every call."""
+    sums = torch.zeros(3, dtype=torch.float64)
+    plain = SimpleNamespace(**{**vars(args), "infill": 0.0, "weight_cap": math.inf, "batch_size": min(args.batch_size, len(documents))})
+    for i in range(args.eval_iters):
+        if i % team.world == team.rank:
+            batch = make_batch(i, documents, code, plain, end)
+            for rows in share(len(batch.x1), 0, 1, args.gradient_accumulation_steps):
+                unmask, insert = losses(predict, code, batch, rows, plain)
+                sums += torch.tensor([unmask.double().sum(), insert.double().sum(), 0.0])
+            sums[2] += batch.tokens
+    team.sum(sums)
+    unmask, insert = sums[0] / sums[2], sums[1] / sums[2]
+    return float(unmask + insert), float(unmask), float(insert)
+
+
+def show_samples(predict, code, args, tokenizer, count=4, seed=0):
+    """A few documents of the model as it stands, as text lines."""
+    torch.manual_seed(seed)
+    if args.method == "ar":
+        x, n = sample.generate_left_to_right(predict, code, count, args.block_size, tokenizer.eot)
+    else:
+        x, n = sample.generate(predict, code, count, args.block_size, args.sample_steps, *schedules(args))
+    return sample.texts(x, n, tokenizer)
+
+
+def draw_curve(path, rows):
+    """loss.png from the rows of log.csv."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(figsize=(7, 4), dpi=100)
+    train, val = [r for r in rows if r["loss"]], [r for r in rows if r["val"]]
+    axes.plot([int(r["step"]) for r in train], [float(r["loss"]) for r in train], lw=0.7, alpha=0.6, label="train")
+    axes.plot([int(r["step"]) for r in val], [float(r["val"]) for r in val], "o-", ms=3, label="validation (EMA weights)")
+    values = sorted(float(r["loss"]) for r in train) or [1.0]
+    axes.set(xlabel="step", ylabel="loose bound, nats per token", ylim=(0, 1.1 * values[int(0.95 * (len(values) - 1))]))
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    with aside(path, "wb") as f:
+        figure.savefig(f, format="png")
+    plt.close(figure)
+
+
+# ---- processes, signals, files -------------------------------------------------------------------------------------------------------
+
+class Team:
+    """The processes of a run: one, or those that torchrun started."""
+
+    def __init__(self, device):
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.local = int(os.environ.get("LOCAL_RANK", 0))
+        self.device = f"cuda:{self.local}" if device == "cuda" and self.many else device
+        if self.many:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+            if device == "cuda":
+                torch.cuda.set_device(self.device)
+
+    @property
+    def many(self):
+        return "RANK" in os.environ
+
+    def sum(self, x):
+        """Add up a CPU tensor over the processes, in place."""
+        if self.many:
+            dist.all_reduce(x)
+        return x
+
+    def say(self, *words):
+        """Print on the first process. A terminal that went away, or a full disk behind a pipe, does not end a run."""
+        if self.rank == 0:
+            with contextlib.suppress(OSError):
+                print(*words, flush=True)
+
+
+class Stop:
+    """SIGINT and SIGTERM ask the run to save and end; a second one ends it at once."""
+
+    def __init__(self):
+        self.asked = 0
+        for s in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(s, self.on)
+
+    def on(self, signum, frame):
+        if self.asked:
+            os._exit(128 + signum)
+        self.asked = signum
+
+
+def lock(out_dir):
+    """Claim out_dir for this process; a dead process holds no claim. Returns the open file: keep it."""
+    try:
+        os.makedirs(out_dir, exist_ok=True)
+        f = open(os.path.join(out_dir, ".lock"), "w")
+    except OSError as e:
+        raise Fail(f"cannot write to --out_dir {out_dir}: {e.strerror}") from None
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise Fail(f"another run is writing to {out_dir}: wait for it, or name another --out_dir") from None
+    return f
+
+
+def checkpoints(out_dir):
+    """The checkpoints in out_dir, newest first: ckpt.pt, then ckpt-STEP.pt by falling step."""
+    older = sorted((f for f in os.listdir(out_dir) if f.startswith("ckpt-") and f.endswith(".pt") and f[5:-3].isdigit()),
+                   key=lambda f: -int(f[5:-3])) if os.path.isdir(out_dir) else []
+    return [os.path.join(out_dir, f) for f in ["ckpt.pt"] * os.path.exists(os.path.join(out_dir, "ckpt.pt")) + older]
+
+
+def save_checkpoint(out_dir, step, last_step, keep, **content):
+    """Write ckpt.pt; what it replaces becomes ckpt-STEP.pt, and all but the newest `keep` are removed."""
+    newest = os.path.join(out_dir, "ckpt.pt")
+    if keep > 1 and last_step is not None and last_step != step and os.path.exists(newest):
+        kept = os.path.join(out_dir, f"ckpt-{last_step:08d}.pt")
+        with contextlib.suppress(FileExistsError):
+            os.link(newest, kept)
+    model.save(newest, step=step, **content)
+    for path in checkpoints(out_dir)[max(keep, 1):]:
+        os.unlink(path)
+
+
+def newest_good(out_dir, say):
+    """The newest checkpoint that can be read. Raises Fail where there is none."""
+    faults = []
+    for path in checkpoints(out_dir):
+        try:
+            content = model.read(path)
+        except Fail as e:
+            faults.append(str(e))
+            say(f"warning: {e}")
+            continue
+        if faults:
+            say(f"warning: going on from the older {path}, step {content['step']}")
+        return content
+    raise Fail(faults[-1] if faults else f"there is no checkpoint in {out_dir} to resume: train without --init_from first")
+
+
+class Log:
+    """log.csv: one row per logged step, without clock times, so that equal runs have equal files. Also held in memory for loss.png."""
+    NAMES = ("step", "loss", "unmask", "insert", "val", "lr", "gnorm", "tokens")
+
+    def __init__(self, path, upto):
+        self.path, self.rows = path, []
+        if upto and os.path.exists(path):
+            with open(path, newline="") as f:
+                self.rows = [r for r in csv.DictReader(f) if (r["step"] or "").isdigit() and int(r["step"]) <= upto]
+        self.write()
+
+    def add(self, **row):
+        self.rows.append({k: f"{row[k]:.6g}" if isinstance(row.get(k), float) else row.get(k, "") for k in self.NAMES})
+
+    def write(self):
+        with aside(self.path, newline="") as f:
+            out = csv.DictWriter(f, self.NAMES, lineterminator="\n")
+            out.writeheader()
+            out.writerows(self.rows)
+
+
+# ---- set-up --------------------------------------------------------------------------------------------------------------------------
+
+def check(args):
+    """Fill in what follows from the method and the data set; one sentence for what cannot be."""
+    for name, value in PRESETS.get(args.dataset, {}).items():
+        if name not in args.named:
+            setattr(args, name, value)
+    args.insertion = args.insertion or METHODS[args.method]
+    args.ell = args.ell or (2 if "prime" in args.method else 1)
+    if args.ell > 1 and "prime" not in args.method:
+        raise Fail(f"--ell {args.ell} needs --method {'flexprime' if args.method == 'flexmdm' else 'prime'}: {args.method} has one digit per token")
+    if (args.insertion == "instant") != (METHODS[args.method] == "instant"):
+        raise Fail(f"--method {args.method} {'has no insertion' if METHODS[args.method] == 'instant' else 'inserts'}: leave --insertion {args.insertion} out")
+    if args.packing == "stream" and METHODS[args.method] != "instant":
+        raise Fail("--packing stream is for mdm, prime and ar; with insertion a document has its own length")
+    for name in ("batch_size", "gradient_accumulation_steps", "max_iters", "eval_interval", "eval_iters", "log_interval", "n_layer", "n_head", "n_embd", "keep"):
+        if getattr(args, name) < 1:
+            raise Fail(f"--{name} must be at least 1")
+    if args.block_size < 2:
+        raise Fail(f"--block_size {args.block_size} must be at least 2")
+    try:
+        _, unmasking = schedules(args)
+    except ValueError as e:
+        raise Fail(str(e)) from None
+    if unmasking.name == "instant":
+        raise Fail("--unmasking instant would leave nothing to learn: choose another schedule")
+    if args.batch_size % (int(os.environ.get("WORLD_SIZE", 1)) * args.gradient_accumulation_steps):
+        raise Fail(f"--batch_size {args.batch_size} must be divisible by the number of processes times --gradient_accumulation_steps")
+
+
+def resumed(args, content):
+    """The flags of the run that is resumed, with those of the user that may change. Fail names one that may not."""
+    before = content.get("run") or {}
+    for f in fields(Args):
+        if f.name in args.named and f.name not in MAY_CHANGE and f.name in before and getattr(args, f.name) != before[f.name]:
+            raise Fail(f"--{f.name} {getattr(args, f.name)} differs from the run being resumed ({before[f.name]}): leave it out, or start another --out_dir")
+        if f.name in before and f.name not in args.named and f.name not in ("init_from", "out_dir", "overwrite", "device"):
+            setattr(args, f.name, before[f.name])
+    return args
+
+
+def open_data(args):
+    return data.load(args.dataset, data_dir=args.data_dir, block_size=args.block_size, tokenizer=args.tokenizer or None,
+                     split=args.split, field=args.field, packing=args.packing)
+
+
+def build(args, tokenizer, content):
+    """The network of a run: new, or with the weights of `content`."""
+    if content is not None:
+        return model.build(content["config"], content.get("permutation"))
+    permutation = prime.shuffle(tokenizer.vocab_size, args.ell, args.shuffle_ids, args.seed) if args.ell > 1 and args.shuffle_ids else None
+    return model.build(model.Config(V=tokenizer.vocab_size, ell=args.ell, block_size=args.block_size, insertion=args.insertion, n_layer=args.n_layer,
+                                    n_head=args.n_head, n_embd=args.n_embd, dropout=args.dropout, causal=args.method == "ar"), permutation)
+
+
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}            # dense bf16 FLOP/s of the GPUs whose MFU is printed
+
+
+def train(argv=None):
+    args = parse(Args, __doc__, argv)
+    device = model.pick_device(args.device)
+    resume = args.init_from == "resume"
+    content = None
+    if resume:
+        content = newest_good(args.out_dir, lambda w: print(w, file=sys.stderr))
+        args = resumed(args, content)
+    check(args)
+    team = Team(device)
+    device = team.device
+    if team.rank == 0:
+        held = lock(args.out_dir)
+        if not resume and checkpoints(args.out_dir) and not args.overwrite:
+            raise Fail(f"{args.out_dir} holds a run: go on with --init_from resume, start again with --overwrite, or name another --out_dir")
+
+    # 1. Data, model, optimizer.
+    if team.many and team.rank:
+        dist.barrier()                                                 # the first process prepares the data
+    dataset = open_data(args)
+    if team.many and not team.rank:
+        dist.barrier()
+    tokenizer = dataset.tokenizer
+    torch.manual_seed(args.seed)
+    if not resume and args.init_from != "scratch":
+        content = model.read(args.init_from)
+        mine = build(args, tokenizer, None).config
+        if asdict(mine) != {**asdict(mine), **content["config"]}:
+            differ = [k for k, v in content["config"].items() if asdict(mine).get(k) != v]
+            raise Fail(f"{args.init_from} has another {' and '.join(differ)}: give the same flags, or train from scratch")
+    net = build(args, tokenizer, content)
+    if content is not None:
+        net.load_state_dict(content["model"] if resume else content.get("ema") or content["model"])
+    net.to(device)
+    code = net.code
+    net.checkpoint = args.checkpointing
+    net.defer = 8192 if device.startswith("cuda") and code.V > 4096 else 0
+    optimizer = optimizer_for(net, args)
+    ema = {k: v.clone() for k, v in net.state_dict().items()}
+    step = 0
+    if resume:
+        optimizer.load_state_dict(content["optimizer"])
+        ema = {k: v.to(device) for k, v in content["ema"].items()}
+        step = content["step"]
+        if content["fingerprint"] != dataset.train.fingerprint:
+            raise Fail(f"the training data differs from that of the run being resumed: restore {args.data_dir}, or start another --out_dir")
+    averaged = build(args, tokenizer, content).to(device).eval().requires_grad_(False)
+    averaged.load_state_dict(ema, assign=True)                          # its weights are `ema`, which update_ema changes in place
+    del content
+    if args.compile if args.compile is not None else device.startswith("cuda"):
+        net.trunk = torch.compile(net._trunk, dynamic=True)
+    parallel = torch.nn.parallel.DistributedDataParallel(net) if team.many else net
+    bf16 = args.dtype == "bfloat16" or (args.dtype == "auto" and device.startswith("cuda"))
+    cast = lambda: torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16)
+
+    # 2. What a run needs beside the loop.
+    stop = Stop()
+    log = Log(os.path.join(args.out_dir, "log.csv"), step) if team.rank == 0 else None
+    run = {f.name: getattr(args, f.name) for f in fields(Args)}
+    last_saved = step if resume else None
+    total, blocks = net.count()
+    team.say(f"{args.method} on {args.dataset}: {len(dataset.train):,} documents, {dataset.train.tokens:,} tokens | {total / 1e6:.2f}M parameters "
+             f"({blocks / 1e6:.2f}M in blocks) | {device}, {'bfloat16' if bf16 else 'float32'}, torch {torch.__version__}, "
+             f"{team.world} process{'es' * (team.world > 1)} | {args.out_dir}/")
+
+    def save():
+        nonlocal last_saved
+        if team.rank == 0:
+            save_checkpoint(args.out_dir, step, last_saved, args.keep, model=net.state_dict(), ema=ema, optimizer=optimizer.state_dict(),
+                            config=asdict(net.config), run=run, tokenizer=tokenizer.spec(), fingerprint=dataset.train.fingerprint,
+                            permutation=code.permutation)
+            last_saved = step
+            log.write()
+            draw_curve(os.path.join(args.out_dir, "loss.png"), log.rows)
+
+    def averaged_predict(*inputs):
+        with torch.no_grad(), cast():
+            return averaged(*inputs)
+
+    prefetch = ThreadPoolExecutor(1) if device.startswith("cuda") else None        # the next batch is drawn while the GPU works
+    draw = lambda step: make_batch(step, dataset.train, code, args, tokenizer.eot)
+    ahead = None
+    recent, bad, norms = [], 0, []
+    began = clock = time.perf_counter()
+    start = step
+
+    # 3. The loop.
+    while True:
+        batch = None
+        if step < args.max_iters:
+            batch = (ahead.result() if ahead else draw(step))
+        if step % args.eval_interval == 0 and step > start or step == args.max_iters:
+            val = validate(averaged_predict, dataset.val, code, args, tokenizer.eot, team)
+            team.say(f"step {step}/{args.max_iters} | val {val[0]:.3f} (unmask {val[1]:.3f} insert {val[2]:.3f})")
+            if team.rank == 0:
+                log.add(step=step, val=val[0])
+                if args.sample_steps:
+                    for line in show_samples(averaged_predict, code, args, tokenizer, seed=step):
+                        team.say("    " + repr(line)[1:-1])
+            save()
+            clock = time.perf_counter()
+        if step >= args.max_iters:
+            break
+        if prefetch:
+            ahead = prefetch.submit(draw, step + 1) if step + 1 < args.max_iters else None
+
+        lr = learning_rate(step, args)
+        torch.manual_seed((args.seed * 1_000_003 + step) * 4099 + 1 + team.rank)               # dropout's
+        pieces = share(len(batch.x1), team.rank, team.world, args.gradient_accumulation_steps)
+        sums = torch.zeros(2, device=device)
+        for i, rows in enumerate(pieces):
+            with parallel.no_sync() if team.many and i + 1 < len(pieces) else contextlib.nullcontext():
+                try:
+                    with cast():
+                        unmask, insert = losses(parallel, code, batch, rows, args)
+                    # DDP averages gradients over processes, so each scales its sum by their number.
+                    ((unmask.sum() + insert.sum()) * (team.world / batch.tokens)).backward()
+                except torch.OutOfMemoryError:
+                    raise Fail(f"out of memory at step {step}: raise --gradient_accumulation_steps to {2 * args.gradient_accumulation_steps} "
+                               "(the global batch stays the same), or use --checkpointing") from None
+            sums += torch.stack([unmask.detach().sum(), insert.detach().sum()])
+        norm = apply_gradients(net, optimizer, lr, args.grad_clip)
+        update_ema(ema, net, step, args.ema)
+        step += 1
+
+        # 4. Has the step before this one been sound? (Looked at one step late, so that a GPU never waits for this process.)
+        norms.append((step - 1, norm))
+        for at, value in norms[:-1] if device.startswith("cuda") and step < args.max_iters else norms:
+            bad = 0 if math.isfinite(value) else bad + 1
+            if bad > args.skip_bad_steps:
+                where = f"the last good checkpoint is {args.out_dir}/ckpt.pt, step {last_saved}" if last_saved is not None else "nothing was saved yet"
+                raise Fail(f"the gradient of step {at} is not finite (documents {data.order(args.seed, at, args.batch_size, len(dataset.train))[:4]}...); "
+                           f"the weights were left as they are; {where}: lower --learning_rate, or allow --skip_bad_steps")
+            if bad:
+                team.say(f"warning: the gradient of step {at} is not finite; the step was left out")
+        norms = norms[-1:] if device.startswith("cuda") else []
+
+        # 5. Progress.
+        recent.append((sums, batch.tokens, norm))
+        if step % args.log_interval == 0 or step == args.max_iters:
+            both = team.sum(torch.stack([s for s, _, _ in recent]).sum(0).double().cpu()) / sum(n for _, n, _ in recent)
+            now = time.perf_counter()
+            seconds = (now - clock) / len(recent)
+            tokens = sum(n for _, n, _ in recent) / len(recent)
+            left = (args.max_iters - step) * (now - began) / (step - start)
+            if team.rank == 0:
+                log.add(step=step, loss=float(both.sum()), unmask=float(both[0]), insert=float(both[1]), lr=lr, gnorm=float(norm), tokens=int(tokens))
+            team.say(f"step {step}/{args.max_iters} | loss {both.sum():.3f} (unmask {both[0]:.2f} insert {both[1]:.2f}) | lr {lr:.1e} | "
+                     f"gnorm {norm:.2f} | {1000 * seconds:.0f} ms | {tokens / seconds / 1000:.1f}k tok/s{mfu(net, args, tokens, seconds, team)} | "
+                     f"eta {int(left) // 60}m{int(left) % 60:02d}s")
+            recent, clock = [], now
+
+        # 6. Asked to stop?
+        if team.sum(torch.tensor(stop.asked)) > 0:
+            save()
+            team.say(f"stopped after step {step}; go on with: {resume_command(args, team)}")
+            break
+
+    team.say(f"done: {args.out_dir}/ckpt.pt, log.csv, loss.png in {time.perf_counter() - began:.0f} s" if step >= args.max_iters else "")
+    if team.many:
+        dist.destroy_process_group()
+
+
+def resume_command(args, team):
+    start = f"torchrun --nproc_per_node={team.world} " if team.many else "python "
+    return f"{start}train.py --init_from resume --out_dir {args.out_dir}"
+
+
+def mfu(net, args, tokens, seconds, team):
+    """' | mfu 41%' on a GPU whose peak is known: 6 FLOPs per weight and present slot in the blocks (half of a document's tokens exist on
+    average where tokens are inserted), 6 per weight of the projection and masked slot (a half or a quarter), over the peak."""
+    if not team.device.startswith("cuda"):
+        return ""
+    peak = next((p for name, p in PEAK.items() if name in torch.cuda.get_device_name()), None)
+    if peak is None:
+        return ""
+    present, masked = (1.0, 1.0) if args.method == "ar" else (0.5, 0.25) if net.gap is not None else (1.0, 1 - 1 / (args.ell + 1))
+    flops = 6 * tokens * (present * net.count()[1] + masked * net.head.weight.numel())
+    return f" | mfu {100 * flops / seconds / team.world / peak:.0f}%"
+
+
+if __name__ == "__main__":
+    main(train)
