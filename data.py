@@ -51,7 +51,6 @@ import warnings
 import zlib
 
 import numpy as np
-import torch
 
 from common import Fail, aside, flag, main, nearest, parse
 
@@ -161,6 +160,7 @@ class Documents:
 
     def batch(self, ids):
         """-> x (B, L) int64, right-padded with 0, and n (B,) int64, the lengths; L is the longest of the batch."""
+        import torch                                # only here: the processes that tokenise do without its seconds and its 250 MB
         if self.state() != self.stamp:
             raise Fail(f"{self.path} changed while it was in use: put the old file back and resume, or start again")
         n = self.lengths[np.asarray(ids, dtype=np.int64)]                                               # (B,)
@@ -195,9 +195,8 @@ def halve(start, end, breaks, block_size):
     return halve(start, at, breaks, block_size) + halve(at + 2, end, breaks, block_size)
 
 
-def chunks(tokens, tokenizer, block_size):
-    """Tokens that end with an end of text -> (N, 2): start and length of every chunk."""
-    ends = np.flatnonzero(tokens == tokenizer.eot)
+def chunks(tokens, ends, tokenizer, block_size):
+    """Documents that end at `ends` -> (N, 2): start and length of every chunk."""
     starts = np.concatenate([[0], ends[:-1] + 1])
     fits, long = (ends > starts) & (ends - starts <= block_size), ends - starts > block_size
     breaks = np.flatnonzero((tokens[:-1] == tokenizer.newline[0]) & (tokens[1:] == tokenizer.newline[1]))
@@ -222,11 +221,11 @@ def scan(docs):
             if docs.packing == "stream":
                 continue
             carry = np.concatenate([carry, tokens])
-            if at + WINDOW >= total or len(carry) > 4 * WINDOW:                      # the last document of a bin may lack its end of text
-                carry = np.append(carry, np.uint16(eot))
             ends = np.flatnonzero(carry == eot)
+            if at + WINDOW >= total or not len(ends) and len(carry) > 4 * WINDOW:    # the last document of a bin may lack its end of text
+                ends = np.append(ends, len(carry))
             if len(ends):
-                rows.append(chunks(carry[:ends[-1] + 1], docs.tokenizer, docs.block_size) + [base, 0])
+                rows.append(chunks(carry, ends, docs.tokenizer, docs.block_size) + [base, 0])
                 carry = carry[ends[-1] + 1:]
                 base = at + len(tokens) - len(carry)
     if docs.state() != docs.stamp:
@@ -237,7 +236,7 @@ def scan(docs):
     if docs.packing == "stream":
         starts = np.arange(total // docs.block_size) * docs.block_size
         rows = [np.stack([starts, np.full_like(starts, docs.block_size)], 1)]
-    return np.concatenate([[[np.frombuffer(sha.digest(), dtype="<i8")[0], largest]], *rows]).astype(np.int64)
+    return np.concatenate([[[np.frombuffer(sha.digest(), dtype="<i8")[0], largest]], *rows]).astype(np.int64, copy=False)
 
 
 def index(docs):
@@ -268,7 +267,7 @@ def text_hash(text):
 
 def tokenise(kind, payload, tokenizer, cut, tidy):
     """One batch of documents -> [for train and val: the bytes to append], [how many documents], the smallest hash seen.
-    kind: 'texts' (val where the hash is below `cut`); 'train' or 'val' (texts that know their side); 'xz' ((name, bytes) of a packed tar of texts)."""
+    kind: 'texts' (val where the hash is below `cut`); 'train', 'val' (texts that know their side); 'xz' ((name, bytes) of a packed tar)."""
     texts = payload
     if kind == "xz":
         with intact(payload[0]):
@@ -295,6 +294,9 @@ def prepare(folder, shards, tokenizer, share, made, workers=1, tidy=False):
     fresh = {"shard": 0, "batch": 0, "bytes": [0, 0], "documents": [0, 0], "least": 2**64, "cut": int(share * 2**64), "done": False,
              "key": hashlib.sha256(json.dumps([made, tokenizer.spec(), share, len(shards)], sort_keys=True).encode()).hexdigest()}
     state, sizes = read_json(journal), [os.path.getsize(b + ".partial") if os.path.exists(b + ".partial") else 0 for b in (train, val)]
+    if state.get("key") != fresh["key"] and any(state.get("documents", [])):
+        raise Fail(f"{folder} holds {sum(state['documents']):,} documents of an unfinished preparation, from other files or with other options: "
+                   f"repeat its command to finish it, or delete {folder}")
     if state.get("key") != fresh["key"] or not state["done"] and (sizes[0] < state["bytes"][0] or sizes[1] < state["bytes"][1]):
         state = dict(fresh)
     while not state["done"]:
@@ -313,7 +315,8 @@ def prepare(folder, shards, tokenizer, share, made, workers=1, tidy=False):
             "sha256": {"train.bin": sha256(train), "val.bin": sha256(val)}, "made": made}
     write_json(os.path.join(folder, "meta.json"), meta)
     os.unlink(journal)
-    print(f"{folder}: {sum(meta['documents']):,} documents, {meta['documents'][1]:,} of them for validation; {sum(meta['tokens']):,} tokens", flush=True)
+    print(f"{folder}: {sum(state['documents']):,} documents, {state['documents'][1]:,} of them for validation; {sum(meta['tokens']):,} tokens",
+          flush=True)
     return meta
 
 
@@ -343,9 +346,9 @@ def fill(bins, state, journal, shards, tokenizer, workers, tidy):
                     note()
                 now = (state["shard"] + at) / len(shards)                            # the fraction that is done
                 first = now if first is None else first
-                eta = (time.monotonic() - began) * (1 - now) / max(now - first, 1e-6)
-                progress(f"shard {state['shard'] + 1}/{len(shards)} | {sum(state['documents']):,} documents | {sum(state['bytes']) / 2e6:,.0f}M tokens"
-                         f" | {now:.1%} | eta {eta / 3600:.0f}h{eta / 60 % 60:02.0f}m")
+                eta = (time.monotonic() - began) * (1 - now) / (now - first) if now > first else 0
+                progress(f"shard {state['shard'] + 1}/{len(shards)} | {sum(state['documents']):,} documents | {sum(state['bytes']) / 2e6:,.0f}M "
+                         f"tokens | {now:.1%} | eta {int(eta // 3600)}h{int(eta // 60 % 60):02d}m")
             state.update(shard=state["shard"] + 1, batch=0)
             note()
 
@@ -534,6 +537,8 @@ def members(stream, name, most=float("inf")):
             data = tar.extractfile(member).read()
             packed = member.name.endswith(".xz") and most == float("inf")            # an archive in an archive in an archive is read as text
             yield (f"{name}: {member.name}", data) if packed else data.decode("utf-8", "replace")
+        while stream.read(2**20):                                                    # so that a packed stream's own checksum is checked
+            pass
 
 
 # ---- data sets that every Python can make
@@ -573,8 +578,8 @@ def one_liners(root=None, most=64):
             line = source[s.lineno - 1]
             if isinstance(s, headers):
                 header = line[s.col_offset:s.body[0].col_offset if s.body[0].lineno == s.lineno else None]
-                header = re.sub(rb"\s*(#.*)?$", b"", header)                          # less its comment
-                found.add(header + b" pass" if header.endswith(b":") else b"")       # a header that goes on in the next line ends otherwise
+                cuts = [m.start() for m in re.finditer(b"#", header)] + [len(header)]                   # any # may begin its comment: see what parses
+                found.update(h + b" pass" for h in (header[:c].rstrip() for c in cuts) if h.endswith(b":"))
             elif not hasattr(s, "body") and not hasattr(s, "cases") and s.lineno == s.end_lineno:
                 docstring = isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) and isinstance(s.value.value, str)
                 found.add(b"" if docstring else line[s.col_offset:s.end_col_offset])
@@ -647,7 +652,8 @@ def owt(folder, tokenizer, source, url, workers, by, field):
           f"{size / 13e9 * 3 / workers:.1f} hours (an estimate). If it is stopped, the same command goes on from there.", flush=True)
     check_disk(folder, disk if source or url == OWT else 0)
     shards = [functools.partial(read, shard, by, field) if source else functools.partial(fetched, shard[0], folder) for shard in files]
-    made = {"name": "owt", "from": urls or source, "bytes": size, "files": sum(map(len, files)), "split": by, "field": field}
+    made = {"name": "owt", "from": urls} if urls else {
+        "name": "owt", "from": source, "bytes": size, "files": sum(map(len, files)), "split": by, "field": field}
     meta = prepare(folder, shards, tokenizer, 0.0005, made, workers, tidy=True)      # nanoGPT's share of validation documents
     if sum(meta["documents"]) != 8013769 or abs(meta["tokens"][0] / 9.04e9 - 1) > 0.001:
         print("owt: this is not the whole set as nanoGPT counts it: 8,013,769 documents, 9.04 billion GPT-2 tokens for training", flush=True)
@@ -689,8 +695,8 @@ def fetched(url, folder):
 
 
 def download(url, path, tries=5):
-    """url -> path. Goes on where a cut connection or a killed run stopped; gives up after `tries` attempts in a row that brought nothing."""
-    partial, failures = path + ".partial", 0
+    """url -> path. Goes on where a cut connection or a killed run stopped; gives up after `tries` attempts in a row that brought nothing new."""
+    partial, failures, most = path + ".partial", 0, 0
     while failures < tries:
         time.sleep(2**failures - 1)
         failures += 1
@@ -704,7 +710,7 @@ def download(url, path, tries=5):
                     f.seek(start)
                     while block := r.read(2**20):
                         f.write(block)
-                        failures = 0
+                        failures, most = (0, f.tell()) if f.tell() > most else (failures, most)
                         progress(f"{url} | {f.tell() / 1e6:,.0f} of {total / 1e6:,.0f} MB")
             if os.path.getsize(partial) == total or not total:
                 os.replace(partial, path)
@@ -720,7 +726,8 @@ def download(url, path, tries=5):
             if getattr(e, "errno", None) == errno.ENOSPC:
                 raise
             problem = getattr(e, "reason", e)
-        print(f"{url}: {problem}; trying again", flush=True)
+        if failures < tries:
+            print(f"{url}: {problem}; trying again", flush=True)
     raise Fail(f"cannot download {url} ({problem}): check the network and run the same command again, it goes on where this one stopped; "
                f"or name files that you have with --from")
 
@@ -775,7 +782,8 @@ def load(dataset, data_dir="data", block_size=None, tokenizer=None, split="parag
         folder = next((f for f in (dataset, os.path.join(data_dir, dataset)) if os.path.isdir(f)), None)
         make = None
         if not folder:
-            raise Fail(f"unknown data set {dataset!r}{nearest(dataset, list(BUILT_IN))} (known: {', '.join(BUILT_IN)}; no file or folder has that name)")
+            raise Fail(f"unknown data set {dataset!r}{nearest(dataset, list(BUILT_IN))} (known: {', '.join(BUILT_IN)}; and there is no file or "
+                       f"folder of that name)")
     with locked(folder, make):
         if not ready(folder):
             make()
