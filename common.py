@@ -1,4 +1,5 @@
-"""What every script needs and no paper mentions: flags from a dataclass, one-sentence errors, files that are never half-written.
+"""What every script needs and no paper mentions: flags from a dataclass, one-sentence errors, files that are never half-written,
+processes and signals.
 
 The arguments of a script are one dataclass; its fields are its flags:
 
@@ -11,12 +12,18 @@ The arguments of a script are one dataclass; its fields are its flags:
 """
 import argparse
 import contextlib
+import csv
 import dataclasses
 import difflib
+import fcntl
 import os
+import signal
 import sys
 import tempfile
 import typing
+
+import torch
+import torch.distributed as dist
 
 
 class Fail(Exception):
@@ -108,6 +115,84 @@ def umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+class Team:
+    """The processes of a run: one, or those that torchrun started."""
+
+    def __init__(self, device):
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.local = int(os.environ.get("LOCAL_RANK", 0))
+        self.device = f"cuda:{self.local}" if device == "cuda" and self.many else device
+        if self.many:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+            if device == "cuda":
+                torch.cuda.set_device(self.device)
+
+    @property
+    def many(self):
+        return "RANK" in os.environ
+
+    def sum(self, x):
+        """Add up a CPU tensor over the processes, in place."""
+        if self.many:
+            dist.all_reduce(x)
+        return x
+
+    def say(self, *words):
+        """Print on the first process. A terminal that went away, or a full disk behind a pipe, does not end a run."""
+        if self.rank == 0:
+            with contextlib.suppress(OSError):
+                print(*words, flush=True)
+
+
+class Stop:
+    """SIGINT and SIGTERM ask the run to save and end; a second one ends it at once."""
+
+    def __init__(self):
+        self.asked = 0
+        for s in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(s, self.on)
+
+    def on(self, signum, frame):
+        if self.asked:
+            os._exit(128 + signum)
+        self.asked = signum
+
+
+def lock(out_dir):
+    """Claim out_dir for this process; a dead process holds no claim. Returns the open file: keep it."""
+    try:
+        os.makedirs(out_dir, exist_ok=True)
+        f = open(os.path.join(out_dir, ".lock"), "w")
+    except OSError as e:
+        raise Fail(f"cannot write to --out_dir {out_dir}: {e.strerror}") from None
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise Fail(f"another run is writing to {out_dir}: wait for it, or name another --out_dir") from None
+    return f
+
+
+class Log:
+    """log.csv: one row per logged step, without clock times, so that equal runs have equal files. Also held in memory for loss.png."""
+    NAMES = ("step", "loss", "unmask", "insert", "val", "lr", "gnorm", "tokens")
+
+    def __init__(self, path, upto):
+        self.path, self.rows = path, []
+        if upto and os.path.exists(path):
+            with open(path, newline="") as f:
+                self.rows = [r for r in csv.DictReader(f) if (r["step"] or "").isdigit() and int(r["step"]) <= upto]
+        self.write()
+
+    def add(self, **row):
+        self.rows.append({k: f"{row[k]:.6g}" if isinstance(row.get(k), float) else row.get(k, "") for k in self.NAMES})
+
+    def write(self):
+        with aside(self.path, newline="") as f:
+            out = csv.DictWriter(f, self.NAMES, lineterminator="\n")
+            out.writeheader()
+            out.writerows(self.rows)
 
 
 def main(run):

@@ -13,6 +13,7 @@ One worked number: 768 wide, 12 layers, 12 heads, V = 50257, ell = 1 has 170.3M 
 
     python model.py out/ckpt.pt                       # what is in a checkpoint
 """
+import contextlib
 import hashlib
 import math
 import os
@@ -262,13 +263,17 @@ class Transformer(nn.Module):
         self.init()
 
     def init(self):
+        """Weights of standard deviation 1 / sqrt(inputs), embeddings of 1, gates of zero (adaLN-zero: every block starts as the identity).
+
+        The head starts small, not at zero as in the paper: from zero, small models sit at unigram predictions for hundreds of steps.
+        """
         for m in self.modules():
             if isinstance(m, nn.Linear) and not isinstance(m, ZeroLinear):
-                nn.init.normal_(m.weight, std=0.02)
+                nn.init.normal_(m.weight, std=m.in_features ** -0.5)
                 if m.bias is not None:
                     nn.init.zeros_(m.bias)
-        nn.init.normal_(self.embed.weight, std=0.02 if self.config.adaln != 1 else 1 / math.sqrt(self.config.n_embd))
-        nn.init.zeros_(self.head.weight)               # every token equally likely at the start
+        nn.init.normal_(self.embed.weight)
+        nn.init.normal_(self.head.weight, std=0.02)
         if self.gap is not None:
             nn.init.normal_(self.gap.down.weight, std=1e-3)
             nn.init.constant_(self.gap.down.bias, -1.0)
@@ -286,7 +291,7 @@ class Transformer(nn.Module):
         cos, sin = angle.cos(), angle.sin()                                                    # (T, 1, hd / 2)
         cond = self.time(a) if self.time is not None else None
         for i, block in enumerate(self.blocks):
-            given = self.shared[i // c.adaln](cond) if self.shared is not None else cond
+            given = self.shared[i // c.adaln](cond).to(x.dtype) if self.shared is not None else cond
             if self.checkpoint and self.training:
                 x = torch.utils.checkpoint.checkpoint(block, x, given, cos, sin, packed, use_reentrant=False)
             else:
@@ -376,6 +381,41 @@ def read(path, device="cpu"):
     if content["format"] > FORMAT:
         raise Fail(f"{path} is of format {content['format']}, this version reads up to {FORMAT}: update the code")
     return content
+
+
+def checkpoints(out_dir):
+    """The checkpoints in out_dir, newest first: ckpt.pt, then ckpt-STEP.pt by falling step."""
+    older = sorted((f for f in os.listdir(out_dir) if f.startswith("ckpt-") and f.endswith(".pt") and f[5:-3].isdigit()),
+                   key=lambda f: -int(f[5:-3])) if os.path.isdir(out_dir) else []
+    return [os.path.join(out_dir, f) for f in ["ckpt.pt"] * os.path.exists(os.path.join(out_dir, "ckpt.pt")) + older]
+
+
+def save_checkpoint(out_dir, step, last_step, keep, **content):
+    """Write ckpt.pt; what it replaces becomes ckpt-STEP.pt, and all but the newest `keep` are removed."""
+    newest = os.path.join(out_dir, "ckpt.pt")
+    if keep > 1 and last_step is not None and last_step != step and os.path.exists(newest):
+        kept = os.path.join(out_dir, f"ckpt-{last_step:08d}.pt")
+        with contextlib.suppress(FileExistsError):
+            os.link(newest, kept)
+    save(newest, step=step, **content)
+    for path in checkpoints(out_dir)[max(keep, 1):]:
+        os.unlink(path)
+
+
+def newest_good(out_dir, say):
+    """The newest checkpoint that can be read. Raises Fail where there is none."""
+    faults = []
+    for path in checkpoints(out_dir):
+        try:
+            content = read(path)
+        except Fail as e:
+            faults.append(str(e))
+            say(f"warning: {e}")
+            continue
+        if faults:
+            say(f"warning: going on from the older {path}, step {content['step']}")
+        return content
+    raise Fail(faults[-1] if faults else f"there is no checkpoint in {out_dir} to resume: train without --init_from first")
 
 
 class Loaded:

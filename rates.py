@@ -55,7 +55,7 @@ def log_marginals(logits, y, code):
     if code.ell == 1 and code.permutation is None:
         return logits.log_softmax(1)[:, None]
     p = code.marginals(logits.softmax(1))
-    return p.clamp_min(torch.finfo(p.dtype).tiny).log()
+    return p.clamp_min(torch.finfo(p.dtype).tiny ** 0.8).log()                                 # float32: 4e-31, so that hazard / p cannot overflow
 
 
 def slot_nll(logits, y, d, code, joint=False):
@@ -165,8 +165,8 @@ def terms(predict, code, d1, n1, noised, t, *, joint=False, averaged=False, entr
     unmask = nll.new_zeros(B).index_add(0, move(row), nll)
     if log_g is None:
         return Terms(unmask, torch.zeros_like(unmask))
-    k = move(nbar if averaged else gaps).to(log_g.dtype)
-    return Terms(unmask, torch.where(move(below(n + 1, L + 1)), phi(k, log_g), 0).sum(1))
+    k, live = move(nbar if averaged else gaps).to(log_g.dtype), move(below(n + 1, L + 1))
+    return Terms(unmask, (phi(k, torch.where(live, log_g, 0)) * live).sum(1))                  # what stands past n has no gradient either
 
 
 BOUNDS = ("loose", "tight", "paper")

@@ -11,15 +11,13 @@
 A step is a pure function of (weights, seed, step): its documents, times and noise are drawn for the whole global batch, then every
 process takes its rows. So a run that was stopped and resumed, and one on other processes, takes the same steps.
 
-The number that is printed as loss is the loose bound of rates.py in nats per document token (its two parts beside it). With insertion
-it stays far above the entropy for a perfect model too: compare it within one method; evaluate.py has the tight bound.
+The number that is printed as loss is the tight bound of rates.py in nats per document token, its two parts beside it: comparable
+between methods, up to its noise, the infilling tasks and the capped weights. (--targets sampled: the loose bound of Prop. 1, which with
+insertion stays far above the entropy for a perfect model too.) val is the same on fixed documents and noise, uncapped, without infilling.
 """
 import contextlib
-import csv
-import fcntl
 import math
 import os
-import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -35,15 +33,16 @@ import model
 import prime
 import rates
 import sample
-from common import Fail, aside, flag, main, parse
+from common import Fail, Log, Stop, Team, aside, flag, lock, main, parse
+from model import checkpoints, newest_good, save_checkpoint
 
 METHODS = {"mdm": "instant", "flexmdm": "linear", "prime": "instant", "flexprime": "linear", "ar": "instant"}    # -> insertion schedule
 
 # Sizes for a data set, taken where the user names none.
 PRESETS = {
-    "owt": dict(block_size=1024, batch_size=512, n_layer=12, n_head=12, n_embd=768, learning_rate=3e-4, max_iters=500_000, warmup_iters=2500,
+    "owt": dict(block_size=1024, batch_size=512, rope_theta=10000.0, n_layer=12, n_head=12, n_embd=768, learning_rate=3e-4, max_iters=500_000, warmup_iters=2500,
                 eval_interval=2000, ema=0.9999, dropout=0.0, weight_decay=0.03, log_interval=10, gradient_accumulation_steps=1),
-    "functions": dict(block_size=1024, batch_size=64, n_layer=8, n_head=8, n_embd=512, eval_interval=500),
+    "functions": dict(block_size=1024, batch_size=64, rope_theta=1000.0, n_layer=8, n_head=8, n_embd=512, eval_interval=500),
 }
 
 
@@ -64,23 +63,26 @@ class Args:
     keep: int = flag(2, "how many checkpoints to keep")
     # model
     block_size: int = flag(64, "the most tokens of a document")
-    n_layer: int = flag(6, "blocks")
-    n_head: int = flag(4, "attention heads")
-    n_embd: int = flag(192, "width")
+    n_layer: int = flag(4, "blocks")
+    n_head: int = flag(2, "attention heads")
+    n_embd: int = flag(128, "width")
+    rope_theta: float = flag(100.0, "longest period of the rotary embedding; 10000 for long documents")
     dropout: float = flag(0.0, "dropout in the blocks")
     # noise and loss
     insertion: str = flag("", "schedule alpha: linear, cosine, sin, polynomial,exponent=2, geometric, instant; empty: the method's")
     unmasking: str = flag("linear", "schedule beta")
     prime_loss: str = flag("marginal", "ell > 1: marginal (the valid bound) or joint (the paper's)", ("marginal", "joint"))
-    targets: str = flag("sampled", "sampled, or averaged over alignments: same expected gradient, less variance", ("sampled", "averaged"))
+    targets: str = flag("averaged", "averaged over alignments (the tight bound), or sampled (Prop. 1): the same expected gradient, less or more variance",
+                        ("averaged", "sampled"))
     infill: float = flag(0.1, "share of documents trained as infilling: random spans are given, the rest is generated (insertion only)")
+    t_power: float = flag(2.0, "times are drawn as 1 - (1 - u)^t_power and weighted to match: 1 is uniform, 2 has the least variance")
     weight_cap: float = flag(1000.0, "cap on the hazards 1 / (1 - t) in the training loss; never in the bounds")
     shuffle_ids: float = flag(0.0, "ell > 1: share of token ids permuted before they become digits (index shuffling)")
     # optimization
-    batch_size: int = flag(128, "documents per step, over all processes and accumulation steps")
+    batch_size: int = flag(32, "documents per step, over all processes and accumulation steps")
     gradient_accumulation_steps: int = flag(1, "pieces that a process cuts its share of the batch into: less memory, same result")
-    max_iters: int = flag(2000, "steps")
-    learning_rate: float = flag(2e-3, "peak learning rate")
+    max_iters: int = flag(3000, "steps")
+    learning_rate: float = flag(1.5e-3, "peak learning rate")
     min_lr: float = flag(0.0, "learning rate at max_iters")
     warmup_iters: int = flag(100, "steps of linear warm-up")
     weight_decay: float = flag(0.01, "AdamW's, on matrices only")
@@ -89,9 +91,9 @@ class Args:
     ema: float = flag(0.999, "decay of the averaged weights that samples and validation use")
     skip_bad_steps: int = flag(0, "how many steps in a row may have a non-finite gradient (they are left out) before the run stops")
     # the run
-    eval_interval: int = flag(250, "steps between validation, samples and checkpoint")
-    eval_iters: int = flag(4, "batches of validation documents, with fixed noise")
-    log_interval: int = flag(10, "steps between progress lines")
+    eval_interval: int = flag(500, "steps between validation, samples and checkpoint")
+    eval_iters: int = flag(16, "batches of validation documents, with fixed noise")
+    log_interval: int = flag(50, "steps between progress lines")
     sample_steps: int = flag(64, "sampling steps of the samples shown; 0: none are")
     device: str = flag("auto", "auto, cpu, cuda, mps")
     dtype: str = flag("auto", "auto (bfloat16 on CUDA), float32, bfloat16", ("auto", "float32", "bfloat16"))
@@ -142,9 +144,14 @@ def update_ema(ema, net, step, decay):
     torch._foreach_lerp_([*ema.values()], [*net.state_dict().values()], 1 - min(decay, (1 + step) / (10 + step)))
 
 
-def stratified(B):
-    """B times in [0, 1), one in each of B equal parts, in random order."""
-    return ((torch.randperm(B) + torch.rand(B)) / B).clamp_max(1 - 2 ** -24)
+def draw_times(B, power):
+    """B times t = 1 - (1 - u)^power with u stratified over [0, 1), in random order, and dt/du, which weighs them: (B,), (B,).
+
+    power 1 is uniform. power 2 looks more often at late times, where few tokens are masked and each weighs 1 / (1 - t): with it
+    the variance of the loss stays finite (the mean of weight^2 * masked tokens is then flat in u, not 1 / (1 - t)).
+    """
+    left = 1 - ((torch.randperm(B) + torch.rand(B)) / B).clamp_max(1 - 2 ** -24)
+    return (1 - left ** power).clamp_max(1 - 2 ** -24), power * left ** (power - 1)
 
 
 def spans(n1, L):
@@ -174,10 +181,11 @@ def canvas(x, n, args, end):
 
 def make_batch(step, documents, code, args, end):
     """All that is random in a step, for the global batch: a pure function of (seed, step)."""
-    torch.manual_seed(args.seed * 1_000_003 + step)
+    torch.default_generator.manual_seed(args.seed * 1_000_003 + step)  # the CPU's alone: this may run beside a GPU's dropout
     x, length = documents.batch(data.order(args.seed, step, args.batch_size, len(documents)))
     x1, n1 = canvas(x, length, args, end)
-    batch = SimpleNamespace(x1=x1, n1=n1, t=stratified(len(x1)), tokens=int(length.sum()), frozen=None, noised=None)
+    t, dt = draw_times(len(x1), args.t_power)
+    batch = SimpleNamespace(x1=x1, n1=n1, t=t, dt=dt, tokens=int(length.sum()), frozen=None, noised=None)
     if args.method != "ar":
         insertion, unmasking = schedules(args)
         d1 = rates.digits(code, x1, n1)
@@ -196,9 +204,9 @@ def losses(predict, code, batch, rows, args):
     insertion, unmasking = schedules(args)
     frozen = None if batch.frozen is None else batch.frozen[rows]
     terms = rates.terms(predict, code, batch.d1[rows], batch.n1[rows], cut(batch.noised, rows), batch.t[rows], joint=args.prime_loss == "joint",
-                        averaged=args.targets == "averaged", entropy=False, frozen=frozen)
-    t = batch.t[rows].to(terms.unmask.device)
-    return (terms.unmask * unmasking.hazard(t).clamp_max(args.weight_cap), terms.insert * insertion.hazard(t).clamp_max(args.weight_cap))
+                        averaged=args.targets == "averaged", frozen=frozen)
+    t, dt = batch.t[rows].to(terms.unmask.device), batch.dt[rows].to(terms.unmask.device)
+    return tuple(term * schedule.hazard(t).clamp_max(args.weight_cap) * dt for term, schedule in zip(terms, (unmasking, insertion)))
 
 
 def schedules(args):
@@ -217,7 +225,7 @@ def share(B, rank, world, pieces):
 def validate(predict, documents, code, args, end, team):
     """The bound on validation documents in nats per token: (total, unmask, insert). Same documents, times and noise at every call."""
     sums = torch.zeros(3, dtype=torch.float64)
-    plain = SimpleNamespace(**{**vars(args), "infill": 0.0, "weight_cap": math.inf, "batch_size": min(args.batch_size, len(documents))})
+    plain = SimpleNamespace(**{**vars(args), "infill": 0.0, "weight_cap": math.inf, "t_power": 1.0, "batch_size": min(args.batch_size, len(documents))})
     for i in range(args.eval_iters):
         if i % team.world == team.rank:
             batch = make_batch(i, documents, code, plain, end)
@@ -250,127 +258,12 @@ def draw_curve(path, rows):
     axes.plot([int(r["step"]) for r in train], [float(r["loss"]) for r in train], lw=0.7, alpha=0.6, label="train")
     axes.plot([int(r["step"]) for r in val], [float(r["val"]) for r in val], "o-", ms=3, label="validation (EMA weights)")
     values = sorted(float(r["loss"]) for r in train) or [1.0]
-    axes.set(xlabel="step", ylabel="loose bound, nats per token", ylim=(0, 1.1 * values[int(0.95 * (len(values) - 1))]))
+    axes.set(xlabel="step", ylabel="bound, nats per token", ylim=(0, 1.1 * values[int(0.95 * (len(values) - 1))]))
     axes.legend(frameon=False)
     figure.tight_layout()
     with aside(path, "wb") as f:
         figure.savefig(f, format="png")
     plt.close(figure)
-
-
-# ---- processes, signals, files -------------------------------------------------------------------------------------------------------
-
-class Team:
-    """The processes of a run: one, or those that torchrun started."""
-
-    def __init__(self, device):
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.local = int(os.environ.get("LOCAL_RANK", 0))
-        self.device = f"cuda:{self.local}" if device == "cuda" and self.many else device
-        if self.many:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-            if device == "cuda":
-                torch.cuda.set_device(self.device)
-
-    @property
-    def many(self):
-        return "RANK" in os.environ
-
-    def sum(self, x):
-        """Add up a CPU tensor over the processes, in place."""
-        if self.many:
-            dist.all_reduce(x)
-        return x
-
-    def say(self, *words):
-        """Print on the first process. A terminal that went away, or a full disk behind a pipe, does not end a run."""
-        if self.rank == 0:
-            with contextlib.suppress(OSError):
-                print(*words, flush=True)
-
-
-class Stop:
-    """SIGINT and SIGTERM ask the run to save and end; a second one ends it at once."""
-
-    def __init__(self):
-        self.asked = 0
-        for s in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(s, self.on)
-
-    def on(self, signum, frame):
-        if self.asked:
-            os._exit(128 + signum)
-        self.asked = signum
-
-
-def lock(out_dir):
-    """Claim out_dir for this process; a dead process holds no claim. Returns the open file: keep it."""
-    try:
-        os.makedirs(out_dir, exist_ok=True)
-        f = open(os.path.join(out_dir, ".lock"), "w")
-    except OSError as e:
-        raise Fail(f"cannot write to --out_dir {out_dir}: {e.strerror}") from None
-    try:
-        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise Fail(f"another run is writing to {out_dir}: wait for it, or name another --out_dir") from None
-    return f
-
-
-def checkpoints(out_dir):
-    """The checkpoints in out_dir, newest first: ckpt.pt, then ckpt-STEP.pt by falling step."""
-    older = sorted((f for f in os.listdir(out_dir) if f.startswith("ckpt-") and f.endswith(".pt") and f[5:-3].isdigit()),
-                   key=lambda f: -int(f[5:-3])) if os.path.isdir(out_dir) else []
-    return [os.path.join(out_dir, f) for f in ["ckpt.pt"] * os.path.exists(os.path.join(out_dir, "ckpt.pt")) + older]
-
-
-def save_checkpoint(out_dir, step, last_step, keep, **content):
-    """Write ckpt.pt; what it replaces becomes ckpt-STEP.pt, and all but the newest `keep` are removed."""
-    newest = os.path.join(out_dir, "ckpt.pt")
-    if keep > 1 and last_step is not None and last_step != step and os.path.exists(newest):
-        kept = os.path.join(out_dir, f"ckpt-{last_step:08d}.pt")
-        with contextlib.suppress(FileExistsError):
-            os.link(newest, kept)
-    model.save(newest, step=step, **content)
-    for path in checkpoints(out_dir)[max(keep, 1):]:
-        os.unlink(path)
-
-
-def newest_good(out_dir, say):
-    """The newest checkpoint that can be read. Raises Fail where there is none."""
-    faults = []
-    for path in checkpoints(out_dir):
-        try:
-            content = model.read(path)
-        except Fail as e:
-            faults.append(str(e))
-            say(f"warning: {e}")
-            continue
-        if faults:
-            say(f"warning: going on from the older {path}, step {content['step']}")
-        return content
-    raise Fail(faults[-1] if faults else f"there is no checkpoint in {out_dir} to resume: train without --init_from first")
-
-
-class Log:
-    """log.csv: one row per logged step, without clock times, so that equal runs have equal files. Also held in memory for loss.png."""
-    NAMES = ("step", "loss", "unmask", "insert", "val", "lr", "gnorm", "tokens")
-
-    def __init__(self, path, upto):
-        self.path, self.rows = path, []
-        if upto and os.path.exists(path):
-            with open(path, newline="") as f:
-                self.rows = [r for r in csv.DictReader(f) if (r["step"] or "").isdigit() and int(r["step"]) <= upto]
-        self.write()
-
-    def add(self, **row):
-        self.rows.append({k: f"{row[k]:.6g}" if isinstance(row.get(k), float) else row.get(k, "") for k in self.NAMES})
-
-    def write(self):
-        with aside(self.path, newline="") as f:
-            out = csv.DictWriter(f, self.NAMES, lineterminator="\n")
-            out.writeheader()
-            out.writerows(self.rows)
 
 
 # ---- set-up --------------------------------------------------------------------------------------------------------------------------
@@ -425,7 +318,7 @@ def build(args, tokenizer, content):
         return model.build(content["config"], content.get("permutation"))
     permutation = prime.shuffle(tokenizer.vocab_size, args.ell, args.shuffle_ids, args.seed) if args.ell > 1 and args.shuffle_ids else None
     return model.build(model.Config(V=tokenizer.vocab_size, ell=args.ell, block_size=args.block_size, insertion=args.insertion, n_layer=args.n_layer,
-                                    n_head=args.n_head, n_embd=args.n_embd, dropout=args.dropout, causal=args.method == "ar"), permutation)
+                                    n_head=args.n_head, n_embd=args.n_embd, rope_theta=args.rope_theta, dropout=args.dropout, causal=args.method == "ar"), permutation)
 
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}            # dense bf16 FLOP/s of the GPUs whose MFU is printed
@@ -479,7 +372,6 @@ def train(argv=None):
             raise Fail(f"the training data differs from that of the run being resumed: restore {args.data_dir}, or start another --out_dir")
     averaged = build(args, tokenizer, content).to(device).eval().requires_grad_(False)
     averaged.load_state_dict(ema, assign=True)                          # its weights are `ema`, which update_ema changes in place
-    del content
     if args.compile if args.compile is not None else device.startswith("cuda"):
         net.trunk = torch.compile(net._trunk, dynamic=True)
     parallel = torch.nn.parallel.DistributedDataParallel(net) if team.many else net
@@ -498,10 +390,11 @@ def train(argv=None):
 
     def save():
         nonlocal last_saved
+        both = team.sum(window.cpu().clone()).tolist()
         if team.rank == 0:
             save_checkpoint(args.out_dir, step, last_saved, args.keep, model=net.state_dict(), ema=ema, optimizer=optimizer.state_dict(),
                             config=asdict(net.config), run=run, tokenizer=tokenizer.spec(), fingerprint=dataset.train.fingerprint,
-                            permutation=code.permutation)
+                            permutation=code.permutation, window=[*both, window_tokens, window_steps])
             last_saved = step
             log.write()
             draw_curve(os.path.join(args.out_dir, "loss.png"), log.rows)
@@ -513,10 +406,15 @@ def train(argv=None):
     prefetch = ThreadPoolExecutor(1) if device.startswith("cuda") else None        # the next batch is drawn while the GPU works
     draw = lambda step: make_batch(step, dataset.train, code, args, tokenizer.eot)
     ahead = None
-    recent, bad, norms = [], 0, []
+    window, window_tokens, window_steps = torch.zeros(2, device=device), 0, 0      # since the last progress line
+    if resume:
+        window_tokens, window_steps = content["window"][2:]
+        window += torch.tensor(content["window"][:2], device=device) * (team.rank == 0)
+    bad, norms, since = 0, [], 0
     began = clock = time.perf_counter()
     start = step
 
+    content = None
     # 3. The loop.
     while True:
         batch = None
@@ -531,16 +429,16 @@ def train(argv=None):
                     for line in show_samples(averaged_predict, code, args, tokenizer, seed=step):
                         team.say("    " + repr(line)[1:-1])
             save()
-            clock = time.perf_counter()
+            clock, since = time.perf_counter(), 0
         if step >= args.max_iters:
             break
         if prefetch:
             ahead = prefetch.submit(draw, step + 1) if step + 1 < args.max_iters else None
 
         lr = learning_rate(step, args)
-        torch.manual_seed((args.seed * 1_000_003 + step) * 4099 + 1 + team.rank)               # dropout's
+        if args.dropout:
+            (torch.cuda.manual_seed if prefetch else torch.manual_seed)((args.seed * 1_000_003 + step) * 4099 + 1 + team.rank)
         pieces = share(len(batch.x1), team.rank, team.world, args.gradient_accumulation_steps)
-        sums = torch.zeros(2, device=device)
         for i, rows in enumerate(pieces):
             with parallel.no_sync() if team.many and i + 1 < len(pieces) else contextlib.nullcontext():
                 try:
@@ -551,7 +449,7 @@ def train(argv=None):
                 except torch.OutOfMemoryError:
                     raise Fail(f"out of memory at step {step}: raise --gradient_accumulation_steps to {2 * args.gradient_accumulation_steps} "
                                "(the global batch stays the same), or use --checkpointing") from None
-            sums += torch.stack([unmask.detach().sum(), insert.detach().sum()])
+            window += torch.stack([unmask.detach().sum(), insert.detach().sum()])
         norm = apply_gradients(net, optimizer, lr, args.grad_clip)
         update_ema(ema, net, step, args.ema)
         step += 1
@@ -569,19 +467,18 @@ def train(argv=None):
         norms = norms[-1:] if device.startswith("cuda") else []
 
         # 5. Progress.
-        recent.append((sums, batch.tokens, norm))
+        window_tokens, window_steps, since = window_tokens + batch.tokens, window_steps + 1, since + 1
         if step % args.log_interval == 0 or step == args.max_iters:
-            both = team.sum(torch.stack([s for s, _, _ in recent]).sum(0).double().cpu()) / sum(n for _, n, _ in recent)
+            unmask, insert = (team.sum(window.cpu()) / window_tokens).tolist()
             now = time.perf_counter()
-            seconds = (now - clock) / len(recent)
-            tokens = sum(n for _, n, _ in recent) / len(recent)
+            seconds, tokens = (now - clock) / since, window_tokens / window_steps
             left = (args.max_iters - step) * (now - began) / (step - start)
             if team.rank == 0:
-                log.add(step=step, loss=float(both.sum()), unmask=float(both[0]), insert=float(both[1]), lr=lr, gnorm=float(norm), tokens=int(tokens))
-            team.say(f"step {step}/{args.max_iters} | loss {both.sum():.3f} (unmask {both[0]:.2f} insert {both[1]:.2f}) | lr {lr:.1e} | "
+                log.add(step=step, loss=unmask + insert, unmask=unmask, insert=insert, lr=lr, gnorm=float(norm), tokens=window_tokens)
+            team.say(f"step {step}/{args.max_iters} | loss {unmask + insert:.3f} (unmask {unmask:.2f} insert {insert:.2f}) | lr {lr:.1e} | "
                      f"gnorm {norm:.2f} | {1000 * seconds:.0f} ms | {tokens / seconds / 1000:.1f}k tok/s{mfu(net, args, tokens, seconds, team)} | "
                      f"eta {int(left) // 60}m{int(left) % 60:02d}s")
-            recent, clock = [], now
+            window, window_tokens, window_steps, since, clock = torch.zeros_like(window), 0, 0, 0, now
 
         # 6. Asked to stop?
         if team.sum(torch.tensor(stop.asked)) > 0:

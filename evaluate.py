@@ -1,0 +1,230 @@
+"""Every number of the README's tables: likelihood bounds that can be believed, and what samples are worth.
+
+    python evaluate.py --out_dir out                            # bounds on validation documents, quality of samples
+    python evaluate.py --out_dir out,out-mdm --steps 8,32,128,512 --png assets/steps.png
+    python evaluate.py --out_dir out --dataset shakespeare.txt  # zero-shot: documents of another data set
+
+Likelihood. The same validation documents for every model, their lengths included: a model with insertion ends a document by inserting no
+more, a fixed canvas by end tokens up to block_size, an autoregressive model by one end token. All are upper bounds on
+-log p_model(document), in nats per document, nats per token, and bits per byte of text:
+
+    exact   autoregressive: the likelihood itself
+    loose   Prop. 1 of arXiv 2509.01025 (and its form with digit marginals): valid; for a fixed canvas the usual MDM bound
+    tight   with insertion: alignments averaged out; valid, and never above loose
+    paper   the objective of arXiv 2505.18495 for ell > 1: NOT a bound, it reads too low; shown for comparison with that paper only
+
++- is one standard error over documents and noise together. Samples:
+
+    valid        share that is not empty and well-formed: accepted by ast.parse (python, functions), or balanced (brackets)
+    length TV    total variation between the length histograms of samples and validation documents, bins of 1/16 of block_size
+    distinct-2   different pairs of neighbouring tokens / all such pairs
+    entropy      of the samples' tokens in bits (beside it the validation documents'): low means repetition
+    copied       share of the samples that stand in the training documents word for word
+
+One worked number: a model that has learnt nothing about bytes has 8 bits per byte, plus what its lengths cost.
+"""
+import ast
+import csv
+import math
+import os
+import time
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+import data
+import interpolant
+import model
+import rates
+import sample
+import train
+from common import Fail, aside, flag, main, parse
+
+
+@dataclass
+class Args:
+    out_dir: str = flag("out", "training runs or checkpoints, separated by commas")
+    dataset: str = flag("", "another data set than the one trained on")
+    split: str = flag("", "what a document of a .txt is: line, paragraph, file; empty: as in training")
+    field: str = flag("", "the field of a .jsonl that holds the text; empty: as in training")
+    data_dir: str = flag("data", "where prepared data sets are kept")
+    documents: int = flag(512, "validation documents for the bounds; 0: none")
+    repeats: int = flag(8, "times at which each document is noised")
+    num_samples: int = flag(1000, "samples to judge; 0: none")
+    steps: str = flag("128", "sampling steps, separated by commas")
+    order: str = flag("random", "which masks are revealed first", sample.ORDERS)
+    temperature: float = flag(1.0, "of the samples")
+    batch_size: int = flag(128, "documents at a time")
+    csv: str = flag("", "also write the table of samples here")
+    png: str = flag("", "also draw quality against steps here")
+    seed: int = flag(0, "fixes documents, noise and samples")
+    device: str = flag("auto", "auto, cpu, cuda, mps")
+
+
+def balanced(text):
+    depth = 0
+    for c in text:
+        depth += {"(": 1, ")": -1}.get(c, -10 ** 9)
+        if depth < 0:
+            return False
+    return depth == 0 and bool(text)
+
+
+def parses(text):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            ast.parse(text)
+            return bool(text.strip())
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            return False
+
+
+VALID = {"python": parses, "functions": parses, "brackets": balanced}
+
+
+# ---- likelihood ----------------------------------------------------------------------------------------------------------------------
+
+def bounds_of(loaded):
+    """The names of the bounds that this model has."""
+    if loaded.config.causal:
+        return ["exact"]
+    return ["loose"] + ["tight"] * loaded.config.gaps + ["paper"] * (loaded.code.ell > 1)
+
+
+@torch.no_grad()
+def document_nll(loaded, documents, ids, bound, repeats, end):
+    """One bound for documents `ids`: (N,) nats each, the mean of `repeats` draws of time and noise."""
+    args = train.Args(method=loaded.run["method"], insertion=loaded.run["insertion"], block_size=loaded.config.block_size)
+    x1, n1 = train.canvas(*documents.batch(ids), args, end)
+    if bound == "exact":
+        return rates.next_token_nll(loaded.predict, loaded.code, x1, n1).double().cpu()
+    schedules = interpolant.schedule(loaded.run["insertion"]), interpolant.schedule(loaded.run["unmasking"])
+    total = 0
+    for _ in range(repeats):                                           # late times weigh most: they are drawn more often (train.draw_times)
+        t, dt = train.draw_times(len(x1), 2.0)
+        total = total + rates.nll(loaded.predict, loaded.code, x1, n1, t, *schedules, bound).double().cpu() * dt
+    return total / repeats
+
+
+def likelihood(loaded, documents, tokenizer, args):
+    """{bound: (nats per document, nats per token, bits per byte, standard error of that)} on the first args.documents documents."""
+    ids = np.random.default_rng(args.seed).permutation(len(documents))[:args.documents]
+    tokens = torch.tensor(documents.lengths[ids]).double()
+    octets = torch.tensor([len(tokenizer.decode(documents.document(i)).encode()) for i in ids]).double()
+    table = {}
+    for bound in bounds_of(loaded):
+        torch.manual_seed(args.seed)
+        nll = torch.cat([document_nll(loaded, documents, part, bound, args.repeats, tokenizer.eot)
+                         for part in np.array_split(ids, -(-len(ids) // args.batch_size))])
+        rate = nll.sum() / octets.sum()                                # nats per byte, a ratio of means
+        error = (nll - rate * octets).std() / math.sqrt(len(ids)) / octets.mean()
+        table[bound] = [float(v) for v in (nll.mean(), nll.sum() / tokens.sum(), rate / math.log(2), error / math.log(2))]
+    return table
+
+
+# ---- samples -------------------------------------------------------------------------------------------------------------------------
+
+def histogram(lengths, block_size):
+    width = max(1, block_size // 16)
+    return np.bincount(np.minimum(lengths, block_size) // width, minlength=block_size // width + 1) / len(lengths)
+
+
+def entropy(documents):
+    counts = np.array(list(Counter(t for d in documents for t in d).values()), dtype=float)
+    p = counts / counts.sum()
+    return float(-(p * np.log2(p)).sum())
+
+
+def judge(texts, val, tokenizer, block_size, valid, known):
+    """The row of numbers for a list of sampled texts, against validation documents `val` (lists of ids)."""
+    ids = [tokenizer.encode(t) for t in texts]
+    pairs = [p for d in ids for p in zip(d, d[1:])]
+    gap = histogram([len(d) for d in ids], block_size) - histogram([len(d) for d in val], block_size)
+    row = {"valid": float(np.mean([valid(t) for t in texts])) if valid else math.nan, "length_tv": float(np.abs(gap).sum() / 2),
+           "mean_length": float(np.mean([len(d) for d in ids])), "distinct_2": len(set(pairs)) / max(1, len(pairs)),
+           "entropy": entropy(ids), "copied": float(np.mean([t in known for t in texts]))}
+    p = row["valid"]
+    row["valid_error"] = math.sqrt(p * (1 - p) / len(texts)) if valid else math.nan
+    return row
+
+
+def sampled(loaded, tokenizer, steps, args):
+    wanted = sample.Args(num_samples=args.num_samples, steps=steps, order=args.order, temperature=args.temperature, seed=args.seed,
+                         batch_size=args.batch_size)
+    return list(sample.draw_documents(loaded, tokenizer, wanted))
+
+
+COLUMNS = ("run", "method", "ell", "steps", "valid", "valid_error", "length_tv", "mean_length", "distinct_2", "entropy", "copied", "seconds")
+
+
+def draw_png(path, rows):
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    panels = [("valid", 100, "valid samples, %")] * (not any(math.isnan(r["valid"]) for r in rows)) + [("length_tv", 1, "length histogram, total variation")]
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), dpi=100, squeeze=False)
+    for axis, (key, unit, label) in zip(axes[0], panels):
+        for run in dict.fromkeys(r["run"] for r in rows):
+            mine = [r for r in rows if r["run"] == run]
+            name = mine[0]["method"] + (f" (ell {mine[0]['ell']})" if mine[0]["ell"] > 1 else "")
+            axis.plot([r["steps"] for r in mine], [unit * r[key] for r in mine], marker="o", ms=4, label=name)
+        axis.set(xlabel="sampling steps", ylabel=label, ylim=(0, None))
+        axis.set_xscale("log", base=2)
+        axis.legend(frameon=False)
+    figure.tight_layout()
+    with aside(path, "wb") as f:
+        figure.savefig(f, format="png")
+    plt.close(figure)
+
+
+def run(argv=None):
+    args = parse(Args, __doc__, argv)
+    device = model.pick_device(args.device)
+    try:
+        steps = [int(s) for s in args.steps.split(",")]
+    except ValueError:
+        raise Fail(f"--steps {args.steps} must be numbers separated by commas, as in 16,64,256") from None
+    if min(steps) < 1 or args.repeats < 1 or args.batch_size < 1:
+        raise Fail("--steps, --repeats and --batch_size must be at least 1")
+    rows = []
+    for out_dir in args.out_dir.split(","):
+        loaded = model.load(out_dir if out_dir.endswith(".pt") else os.path.join(out_dir, "ckpt.pt"), device)
+        if "method" not in loaded.run:
+            raise Fail(f"{out_dir} does not say which method it was trained with: evaluate.py reads checkpoints of train.py")
+        tokenizer = data.tokenizer_from(loaded.tokenizer)
+        name = args.dataset or loaded.run["dataset"]
+        dataset = data.load(name, data_dir=args.data_dir, block_size=loaded.config.block_size, tokenizer=tokenizer.name,
+                            split=args.split or loaded.run["split"], field=args.field or loaded.run["field"])
+        print(f"{out_dir}: {loaded.run['method']}, ell {loaded.code.ell}, {loaded.model.count()[0] / 1e6:.2f}M parameters, step {loaded.step}, on {name}")
+        if args.documents:
+            print(f"  {min(args.documents, len(dataset.val))} validation documents     nats/document   nats/token   bits/byte")
+            for bound, (document, token, bits, error) in likelihood(loaded, dataset.val, tokenizer, args).items():
+                print(f"  {bound:<6}{'(no bound)' if bound == 'paper' else '':<28}{document:>12.2f}{token:>13.4f}{bits:>12.4f} +- {error:.4f}", flush=True)
+        if args.num_samples:
+            val = [dataset.val.document(i) for i in range(len(dataset.val))]
+            known = {tokenizer.decode(dataset.train.document(i)) for i in range(len(dataset.train))} if len(dataset.train) < 1e6 else set()
+            print(f"  {args.num_samples} samples; entropy of the validation documents {entropy(val):.2f} bits, mean length {np.mean([len(d) for d in val]):.1f}")
+            print("  steps   valid          length TV   mean length   distinct-2   entropy   copied   seconds")
+        for s in steps if args.num_samples else []:
+            began = time.perf_counter()
+            texts = sampled(loaded, tokenizer, s, args)
+            row = judge(texts, val, tokenizer, loaded.config.block_size, VALID.get(name), known)
+            row |= {"run": out_dir, "method": loaded.run["method"], "ell": loaded.code.ell, "steps": s, "seconds": time.perf_counter() - began}
+            rows.append(row)
+            print(f"  {s:>5}   {100 * row['valid']:4.1f}% +- {100 * row['valid_error']:.1f}   {row['length_tv']:9.3f}   {row['mean_length']:11.1f}   "
+                  f"{row['distinct_2']:10.3f}   {row['entropy']:7.2f}   {100 * row['copied']:5.1f}%   {row['seconds']:7.1f}", flush=True)
+    if args.csv:
+        with aside(args.csv, newline="") as f:
+            out = csv.DictWriter(f, COLUMNS, lineterminator="\n")
+            out.writeheader()
+            out.writerows({k: f"{r[k]:.5g}" if isinstance(r[k], float) else r[k] for k in COLUMNS} for r in rows)
+    if args.png:
+        draw_png(args.png, rows)
+
+
+if __name__ == "__main__":
+    main(run)

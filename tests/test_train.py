@@ -1,0 +1,283 @@
+"""The command lines end to end, with tiny sizes: what a user runs, what is left behind, what survives, what bad input gets."""
+import contextlib
+import csv
+import glob
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import common
+import evaluate
+import model
+import sample
+import train
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TINY = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--batch_size=8", "--block_size=24", "--max_iters=6", "--eval_interval=3", "--eval_iters=1",
+        "--log_interval=1", "--warmup_iters=2", "--sample_steps=4", "--device=cpu"]
+METHODS = list(train.METHODS)
+
+
+@pytest.fixture(autouse=True)
+def keep_signals():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGTERM, before[1])
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A small text file of short lines, and the flags that train on it."""
+    folder = tmp_path_factory.mktemp("text")
+    rng = random.Random(0)
+    words = ["for", "x", "in", "range", "(3):", "pass", "y", "=", "1"]
+    lines = {" ".join(rng.choices(words, k=rng.randint(1, 5)))[:20] for _ in range(400)}
+    (folder / "lines.txt").write_text("\n".join(sorted(lines)))
+    return [f"--dataset={folder / 'lines.txt'}", "--split=line", f"--data_dir={folder / 'data'}"]
+
+
+def quietly(run, argv):
+    """Run a script's main function in this process: (what it printed, its Fail or None)."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            run(argv)
+        except common.Fail as e:
+            return out.getvalue(), str(e)
+    return out.getvalue(), None
+
+
+def trained(out_dir, text, *flags):
+    printed, fault = quietly(train.train, [*TINY, *text, f"--out_dir={out_dir}", *flags])
+    assert fault is None, fault
+    return printed
+
+
+def start(script, *flags, **options):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-u", os.path.join(ROOT, script), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, cwd=options.pop("cwd", ROOT), env=env, **options)
+
+
+def same(a, b):
+    """Equal to the bit: two checkpoints' weights, averages and optimizer states, and the two logs."""
+    first, second = model.read(f"{a}/ckpt.pt"), model.read(f"{b}/ckpt.pt")
+    for part in ("model", "ema"):
+        assert all(torch.equal(first[part][k], second[part][k]) for k in first[part]), part
+    for i, state in first["optimizer"]["state"].items():
+        assert all(torch.equal(v, second["optimizer"]["state"][i][k]) for k, v in state.items())
+    assert open(f"{a}/log.csv", "rb").read() == open(f"{b}/log.csv", "rb").read()
+    return True
+
+
+# ---- the path of a new user ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("method", METHODS)
+def test_train_sample_evaluate(method, text, tmp_path):
+    printed = trained(tmp_path, text, f"--method={method}")
+    assert "step 6/6 | loss" in printed and "val" in printed
+    assert sorted(f for f in os.listdir(tmp_path) if not f.startswith(".")) == ["ckpt-00000003.pt", "ckpt.pt", "log.csv", "loss.png"]
+    rows = list(csv.DictReader(open(tmp_path / "log.csv")))
+    assert [r["step"] for r in rows if r["loss"]] == [str(i) for i in range(1, 7)] and all(float(r["val"]) > 0 for r in rows if r["val"])
+
+    save = tmp_path / "s.jsonl"
+    quietly(sample.run, [f"--out_dir={tmp_path}", "--num_samples=5", "--steps=4", f"--save={save}"])
+    lines = [json.loads(line) for line in open(save)]
+    assert len(lines) == 5 and all(set(line) == {"text"} and "\0" not in line["text"] for line in lines)
+
+    printed, fault = quietly(evaluate.run, [f"--out_dir={tmp_path}", "--documents=8", "--repeats=1", "--num_samples=4", "--steps=2", text[2],
+                                            f"--csv={tmp_path}/e.csv", f"--png={tmp_path}/e.png", f"--dataset={text[0].split('=')[1]}"])
+    assert fault is None, fault
+    shown = {"ar": "exact", "flexmdm": "tight", "flexprime": "tight", "prime": "no bound", "mdm": "loose"}[method]
+    assert shown in printed and os.path.getsize(tmp_path / "e.png") > 1000 and os.path.exists(tmp_path / "e.csv")
+
+
+def test_commands_in_a_shell(text, tmp_path):
+    """Once through real processes: what is printed, and the exit codes."""
+    done = start("train.py", *TINY, *text, f"--out_dir={tmp_path}")
+    out, err = done.communicate()
+    assert done.returncode == 0 and err == "", err
+    assert f"done: {tmp_path}/ckpt.pt" in out
+    shown = start("sample.py", f"--out_dir={tmp_path}", "--num_samples=1", "--steps=4", "--show", f"--trace={tmp_path}/t.gif")
+    out, err = shown.communicate()
+    assert shown.returncode == 0 and "t=1.000" in out and "\033[44m" in out
+    assert open(tmp_path / "t.gif", "rb").read(6) == b"GIF89a"
+    wrong = start("sample.py", "--out_dirr=x")
+    out, err = wrong.communicate()
+    assert wrong.returncode == 2 and "did you mean --out_dir?" in err and "Traceback" not in err and err.count("\n") == 1
+
+
+def test_prompts_and_holes(text, tmp_path):
+    trained(tmp_path, text)
+    printed, _ = quietly(sample.run, [f"--out_dir={tmp_path}", "--num_samples=8", "--steps=6", "--prompt=for x"])
+    assert len(printed.splitlines()) == 8 and all(line.startswith("for x") for line in printed.split("\n")[:-1] if line.startswith("f"))
+    save = tmp_path / "s.jsonl"
+    quietly(sample.run, [f"--out_dir={tmp_path}", "--num_samples=20", "--steps=6", "--infill=x[..] in [..]:", f"--save={save}"])
+    texts = [json.loads(line)["text"] for line in open(save)]
+    assert all(t.startswith("x") and " in " in t and t.endswith(":") and len(t) <= 24 for t in texts)
+
+
+def test_samples_repeat_and_do_not_depend_on_the_batch(text, tmp_path):
+    trained(tmp_path, text)
+    runs = [quietly(sample.run, [f"--out_dir={tmp_path}", "--num_samples=7", "--steps=8", "--seed=3", f"--batch_size={b}"])[0] for b in (7, 3, 1, 7)]
+    assert runs[0] == runs[1] == runs[2] == runs[3] != quietly(sample.run, [f"--out_dir={tmp_path}", "--num_samples=7", "--steps=8", "--seed=4"])[0]
+
+
+# ---- resume, faults, processes -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resume_is_exact(method, text, tmp_path):
+    """Six steps straight, and in pieces of 2, 2 and 2 (the learning rate schedule is that of six): equal to the bit."""
+    flags = [f"--method={method}", "--eval_interval=3", "--log_interval=4"]
+    trained(tmp_path / "a", text, *flags)
+    real = train.make_batch
+
+    def stop_after(steps):
+        def batch(step, *rest):
+            if step == steps and rest[2].infill == 0.1:                # the training batches, not validation's
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(step, *rest)
+        return batch
+
+    for i, last in enumerate((1, 3, 99)):
+        train.make_batch = stop_after(last)
+        try:
+            printed = trained(tmp_path / "b", text, *flags, *["--init_from=resume"] * (i > 0))
+        finally:
+            train.make_batch = real
+        assert ("--init_from resume" in printed) == (last < 99)
+    assert same(tmp_path / "a", tmp_path / "b")
+
+
+def test_two_processes_take_the_same_steps_as_one(text, tmp_path):
+    trained(tmp_path / "one", text, "--gradient_accumulation_steps=2")
+    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29731", os.path.join(ROOT, "train.py"), *TINY, *text,
+                          f"--out_dir={tmp_path / 'two'}", "--gradient_accumulation_steps=2"], capture_output=True, text=True,
+                         env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert run.returncode == 0, run.stderr
+    one, two = (model.read(tmp_path / d / "ckpt.pt")["model"] for d in ("one", "two"))
+    assert max(float((one[k] - two[k]).abs().max()) for k in one) <= 1e-5
+    logs = [[float(r["loss"]) for r in csv.DictReader(open(tmp_path / d / "log.csv")) if r["loss"]] for d in ("one", "two")]
+    assert logs[0] == pytest.approx(logs[1], abs=1e-5)
+
+
+def test_sigterm_saves_and_kill_loses_nothing(text, tmp_path):
+    """kill -9 at random moments, a SIGTERM, and resume after each: the end is that of a run that was left alone."""
+    flags = [*TINY, *text, "--max_iters=40", "--eval_interval=5", "--sample_steps=0", "--log_interval=1"]
+    assert start("train.py", *flags, f"--out_dir={tmp_path / 'a'}").wait() == 0
+    rng = random.Random(1)
+    for attempt in range(12):
+        again = glob.glob(f"{tmp_path}/b/ckpt*.pt")
+        run = start("train.py", *flags, f"--out_dir={tmp_path / 'b'}", *(["--init_from=resume"] if again else ["--overwrite"]))
+        steps = rng.randint(3, 12)
+        for line in run.stdout:                                        # let it come some steps further
+            steps -= "| loss" in line
+            if steps == 0:
+                run.send_signal(signal.SIGTERM if attempt == 2 else signal.SIGKILL)
+        if run.wait() == 0 and attempt != 2:
+            break
+        assert attempt != 2 or run.returncode == 0
+    assert same(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_damaged_checkpoint_is_stepped_over(text, tmp_path):
+    trained(tmp_path, text)
+    with open(tmp_path / "ckpt.pt", "r+b") as f:
+        f.seek(2000)
+        f.write(b"\xff" * 8)
+    printed, fault = quietly(train.train, [*TINY, *text, f"--out_dir={tmp_path}", "--init_from=resume"])
+    assert fault is None and "damaged" in printed and "going on from the older" in printed and "step 6/6" in printed
+
+
+def test_a_non_finite_gradient_never_reaches_the_weights(text, tmp_path):
+    printed, fault = quietly(train.train, [*TINY, *text, f"--out_dir={tmp_path}", "--learning_rate=1e30", "--max_iters=20"])
+    assert fault is not None and "is not finite" in fault and "--learning_rate" in fault
+    for path in glob.glob(f"{tmp_path}/*.pt"):
+        assert all(torch.isfinite(v).all() for v in model.read(path)["model"].values())
+
+
+def test_one_run_per_folder(text, tmp_path):
+    trained(tmp_path, text)
+    _, fault = quietly(train.train, [*TINY, *text, f"--out_dir={tmp_path}"])
+    assert "holds a run" in fault and "--overwrite" in fault
+    held = common.lock(tmp_path)
+    _, fault = quietly(train.train, [*TINY, *text, f"--out_dir={tmp_path}", "--init_from=resume"])
+    assert "another run is writing" in fault
+    held.close()
+    trained(tmp_path, text, "--overwrite")
+
+
+def test_initial_weights_from_a_checkpoint(text, tmp_path):
+    trained(tmp_path / "a", text)
+    printed = trained(tmp_path / "b", text, f"--init_from={tmp_path / 'a' / 'ckpt.pt'}")
+    assert "step 6/6" in printed
+    _, fault = quietly(train.train, [*TINY, *text, f"--out_dir={tmp_path / 'c'}", f"--init_from={tmp_path / 'a' / 'ckpt.pt'}", "--n_layer=2"])
+    assert "n_layer" in fault
+
+
+# ---- bad input: one sentence, exit code 2, nothing half-written -----------------------------------------------------------------------
+
+BAD = {
+    "--batch_sise=4": "did you mean --batch_size?",
+    "--batch_size=four": "invalid int value",
+    "--method=flexdm": "invalid choice",
+    "--dataset=nosuch": "nosuch",
+    "--dataset=/nosuch.txt": "/nosuch.txt",
+    "--block_size=1": "--block_size 1 must be at least 2",
+    "--n_head=3": "--n_embd",
+    "--unmasking=linaer": "unknown schedule",
+    "--unmasking=instant": "nothing to learn",
+    "--insertion=instant": "leave --insertion instant out",
+    "--ell=2": "--method flexprime",
+    "--method=prime --ell=3": "must divide --n_embd",
+    "--method=prime --ell=-1": "at least 1",
+    "--method=flexprime --ell=16": "lower ell",
+    "--method=flexmdm --packing=stream": "--packing stream",
+    "--gradient_accumulation_steps=3": "divisible",
+    "--init_from=/nosuch/ckpt.pt": "there is no checkpoint",
+    "--init_from=resume": "there is no checkpoint",
+    "--device=cuda": "--device cpu",
+    "--max_iters=0": "--max_iters must be at least 1",
+}
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_bad_flags_of_train(flags, text, tmp_path):
+    if "cuda" in flags and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    tiny = [f for f in TINY if f.split("=")[0] not in flags]
+    printed, fault = quietly(train.train, [*tiny, *(f for f in text if f.split("=")[0] not in flags), f"--out_dir={tmp_path / 'out'}", *flags.split()])
+    assert fault is not None and BAD[flags] in fault and "\n" not in fault
+    assert not glob.glob(f"{tmp_path}/out/*.pt")
+
+
+def test_changed_flags_on_resume(text, tmp_path):
+    trained(tmp_path, text)
+    for flags, said in (("--n_embd=32", "--n_embd 32 differs"), ("--method=mdm", "--method mdm differs"), ("--seed=7", "--seed 7 differs")):
+        _, fault = quietly(train.train, [f"--out_dir={tmp_path}", "--init_from=resume", flags])
+        assert said in fault
+    printed, fault = quietly(train.train, [f"--out_dir={tmp_path}", "--init_from=resume", "--max_iters=8", "--learning_rate=1e-4"])
+    assert fault is None and "step 8/8" in printed
+
+
+def test_bad_input_of_sample(text, tmp_path):
+    trained(tmp_path / "flex", text)
+    trained(tmp_path / "mdm", text, "--method=mdm")
+    (tmp_path / "cut.pt").write_bytes(open(tmp_path / "flex" / "ckpt.pt", "rb").read()[:5000])
+    for flags, said in ((["--infill=for x"], "[..]"), (["--prompt=" + "x" * 99], "no room"), (["--order=best"], "invalid choice"),
+                        (["--steps=0"], "at least 1"), (["--temperature=-1"], "0 or more"), (["--prompt=a", "--infill=b[..]"], "give one"),
+                        ([f"--out_dir={tmp_path / 'cut.pt'}"], "damaged"), ([f"--out_dir={tmp_path / 'none'}"], "there is no checkpoint"),
+                        ([f"--out_dir={tmp_path / 'mdm'}", "--infill=a[..]b"], "fixed canvas"), (["--trace=x.mp4"], "must end in .gif"),
+                        ([f"--save={tmp_path}/lines.txt/s.jsonl"], "cannot write"), (["--insertion=instant"], "trained with insertion")):
+        (tmp_path / "lines.txt").write_text("a file, not a folder")
+        _, fault = quietly(sample.run, [f"--out_dir={tmp_path / 'flex'}", "--num_samples=2", "--steps=2", *flags])
+        assert fault is not None and said in fault and "\n" not in fault, (flags, fault)
