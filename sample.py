@@ -375,19 +375,20 @@ def draw_gif(path, movie, most=120):
     frames = frames + [movie.frames[-1]] * 12
     width = 48
     rows = max(1, -(-max(len(f[1]) for f in frames) // width))
-    figure, axes = plt.subplots(figsize=(0.16 * width + 0.3, 0.32 * rows + 0.45), dpi=100)
+    figure = plt.figure(figsize=(0.15 * width, 0.3 * (rows + 1)), dpi=100)
+    axes = figure.add_axes((0.01, 0.02, 0.98, 0.96))
     face = {"": "white", "new": "#9ecae1", "revealed": "#a1d99b"}
 
     def draw(k):
         t, cells, changed = frames[k]
         axes.clear()
-        axes.set(xlim=(0, width), ylim=(-rows, 0.9))
+        axes.set(xlim=(0, width), ylim=(-rows, 0.95))
         axes.axis("off")
         axes.text(0, 0.35, f"t = {t:.3f}", fontsize=9, family="monospace", color="#666666")
         for i, (s, c) in enumerate(zip(cells, changed)):
             masked = s in "\u2588\u2592"
             x, top = i % width, -(i // width)
-            axes.add_patch(plt.Rectangle((x, top - 0.9), 1, 0.85, color=face[c] if c else "#d9d9d9" if masked else "white"))
+            axes.add_patch(plt.Rectangle((x + 0.03, top - 0.92), 0.94, 0.84, color=face[c] if c else "#d9d9d9" if masked else "white"))
             axes.text(x + 0.5, top - 0.48, "" if masked else s.replace("$", r"\$"), ha="center", va="center", fontsize=10, family="monospace")
 
     animation = FuncAnimation(figure, draw, frames=len(frames))
