@@ -112,7 +112,7 @@ def fit(counts, mean, room, draws):
 
 def first(eligible, scores, K):
     """The K[b] eligible places of row b with the highest scores (all of them where K is larger): (B, N) bool."""
-    rank = torch.where(eligible, scores, -torch.inf).argsort(1, descending=True, stable=True).argsort(1)
+    rank = torch.where(eligible, scores, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return eligible & (rank < K[:, None])
 
 

@@ -304,6 +304,7 @@ def resumed(args, content):
             raise Fail(f"--{f.name} {getattr(args, f.name)} differs from the run being resumed ({before[f.name]}): leave it out, or start another --out_dir")
         if f.name in before and f.name not in args.named and f.name not in ("init_from", "out_dir", "overwrite", "device"):
             setattr(args, f.name, before[f.name])
+            args.named.add(f.name)                                     # stronger than a preset
     return args
 
 
@@ -319,6 +320,16 @@ def build(args, tokenizer, content):
     permutation = prime.shuffle(tokenizer.vocab_size, args.ell, args.shuffle_ids, args.seed) if args.ell > 1 and args.shuffle_ids else None
     return model.build(model.Config(V=tokenizer.vocab_size, ell=args.ell, block_size=args.block_size, insertion=args.insertion, n_layer=args.n_layer,
                                     n_head=args.n_head, n_embd=args.n_embd, rope_theta=args.rope_theta, dropout=args.dropout, causal=args.method == "ar"), permutation)
+
+
+def adopt(net, content, path):
+    """Start from the (averaged) weights of a checkpoint. One of a fixed canvas may begin one with insertion: only the gap head is new."""
+    differ = [k for k, v in asdict(net.config).items() if content["config"].get(k, v) != v and k != "insertion"]
+    if differ:
+        raise Fail(f"{path} has another {' and '.join(differ)}: give the same flags, or train from scratch")
+    missing, unexpected = net.load_state_dict(content.get("ema") or content["model"], strict=False)
+    if unexpected or any(not k.startswith("gap.") for k in missing):
+        raise Fail(f"{path} has weights that this method does not know ({(unexpected + missing)[0]}): train from scratch")
 
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}            # dense bf16 FLOP/s of the GPUs whose MFU is printed
@@ -350,13 +361,11 @@ def train(argv=None):
     torch.manual_seed(args.seed)
     if not resume and args.init_from != "scratch":
         content = model.read(args.init_from)
-        mine = build(args, tokenizer, None).config
-        if asdict(mine) != {**asdict(mine), **content["config"]}:
-            differ = [k for k, v in content["config"].items() if asdict(mine).get(k) != v]
-            raise Fail(f"{args.init_from} has another {' and '.join(differ)}: give the same flags, or train from scratch")
-    net = build(args, tokenizer, content)
-    if content is not None:
-        net.load_state_dict(content["model"] if resume else content.get("ema") or content["model"])
+    net = build(args, tokenizer, content if resume else None)
+    if resume:
+        net.load_state_dict(content["model"])
+    elif content is not None:
+        adopt(net, content, args.init_from)
     net.to(device)
     code = net.code
     net.checkpoint = args.checkpointing
@@ -370,7 +379,7 @@ def train(argv=None):
         step = content["step"]
         if content["fingerprint"] != dataset.train.fingerprint:
             raise Fail(f"the training data differs from that of the run being resumed: restore {args.data_dir}, or start another --out_dir")
-    averaged = build(args, tokenizer, content).to(device).eval().requires_grad_(False)
+    averaged = build(args, tokenizer, content if resume else None).to(device).eval().requires_grad_(False)
     averaged.load_state_dict(ema, assign=True)                          # its weights are `ema`, which update_ema changes in place
     if args.compile if args.compile is not None else device.startswith("cuda"):
         net.trunk = torch.compile(net._trunk, dynamic=True)
@@ -412,9 +421,8 @@ def train(argv=None):
         window += torch.tensor(content["window"][:2], device=device) * (team.rank == 0)
     bad, norms, since = 0, [], 0
     began = clock = time.perf_counter()
-    start = step
+    start, content = step, None
 
-    content = None
     # 3. The loop.
     while True:
         batch = None

@@ -225,6 +225,15 @@ def test_initial_weights_from_a_checkpoint(text, tmp_path):
     assert "n_layer" in fault
 
 
+def test_a_fixed_canvas_can_become_one_with_insertion(text, tmp_path):
+    """The retrofit of FlexMDM in small: all weights of an MDM are kept, the gap head is new."""
+    trained(tmp_path / "mdm", text, "--method=mdm")
+    trained(tmp_path / "flex", text, f"--init_from={tmp_path / 'mdm' / 'ckpt.pt'}", "--learning_rate=0")
+    mdm, flex = (model.read(tmp_path / d / "ckpt.pt") for d in ("mdm", "flex"))
+    assert all(torch.equal(flex["model"][k], v) for k, v in mdm["ema"].items())
+    assert {k.split(".")[0] for k in flex["model"].keys() - mdm["ema"].keys()} == {"gap"}
+
+
 # ---- bad input: one sentence, exit code 2, nothing half-written -----------------------------------------------------------------------
 
 BAD = {
