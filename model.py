@@ -9,7 +9,7 @@ Documents have different lengths, so they are *packed*: all slots of the batch s
 (T, d), and attention runs per document: torch's varlen flash kernel on CUDA; elsewhere SDPA on groups of documents of similar
 length. The vocabulary projection runs on the asked slots only.
 
-One worked number: 768 wide, 12 layers, 12 heads, V = 50257, ell = 1 has 170.3M parameters (the paper's OpenWebText model: 170.4M).
+One worked number: 768 wide, 12 layers, 12 heads, V = 50257, ell = 1 has 170.4M parameters (the paper's OpenWebText model: 170.4M).
 
     python model.py out/ckpt.pt                       # what is in a checkpoint
 """
@@ -101,14 +101,14 @@ def pack(y, n, at, pad, end_slot, causal=False, grouped=True):
 def group(lengths, device):
     """Cut the documents, sorted by length, into groups where padding is cheap: (index, key mask) each, and the way back.
 
-    A new group starts where the next document is under 3/4 as long as the group's longest, if that one is over 64 slots.
+    A new group starts where the next document is under 3/4 as long as the group's longest, if that one is over 16 slots.
     """
     length = torch.tensor(lengths)
     start = length.cumsum(0) - length
     by_length = length.argsort(descending=True, stable=True)
     sizes, cuts = length[by_length].tolist(), [0]
     for i, size in enumerate(sizes):
-        if size < 0.75 * sizes[cuts[-1]] and sizes[cuts[-1]] > 64:
+        if size < 0.75 * sizes[cuts[-1]] and sizes[cuts[-1]] > 16:
             cuts.append(i)
     groups, back, base = [], torch.empty(int(length.sum()), dtype=torch.int64), 0
     for a, z in zip(cuts, cuts[1:] + [len(sizes)]):

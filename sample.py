@@ -54,8 +54,11 @@ class Draws:
         return self.rows(lambda rows, g: torch.poisson(mean[rows], generator=g), len(mean)).long()
 
     def which(self, b, weight, count):
-        """`count` independent indices, drawn for row b in proportion to weight."""
-        return torch.multinomial(weight / weight.sum(), count, replacement=True, generator=self.generators and self.generators[b])
+        """`count` independent indices, drawn for row b in proportion to weight (N,) float64."""
+        u = torch.rand(count, dtype=torch.float64, generator=self.generators and self.generators[b])
+        cumulative = weight.cumsum(0)
+        total = cumulative[-1:]
+        return torch.searchsorted(cumulative, torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total))), right=True)
 
 
 def draw_tokens(logits, y, code, temperature, u):
