@@ -81,7 +81,7 @@ class Args:
     # optimization
     batch_size: int = flag(32, "documents per step, over all processes and accumulation steps")
     gradient_accumulation_steps: int = flag(1, "pieces that a process cuts its share of the batch into: less memory, same result")
-    max_iters: int = flag(3000, "steps")
+    max_iters: int = flag(2400, "steps")
     learning_rate: float = flag(1.5e-3, "peak learning rate")
     min_lr: float = flag(0.0, "learning rate at max_iters")
     warmup_iters: int = flag(100, "steps of linear warm-up")
@@ -91,7 +91,7 @@ class Args:
     ema: float = flag(0.999, "decay of the averaged weights that samples and validation use")
     skip_bad_steps: int = flag(0, "how many steps in a row may have a non-finite gradient (they are left out) before the run stops")
     # the run
-    eval_interval: int = flag(500, "steps between validation, samples and checkpoint")
+    eval_interval: int = flag(600, "steps between validation, samples and checkpoint")
     eval_iters: int = flag(16, "batches of validation documents, with fixed noise")
     log_interval: int = flag(50, "steps between progress lines")
     sample_steps: int = flag(64, "sampling steps of the samples shown; 0: none are")

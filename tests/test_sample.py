@@ -36,7 +36,7 @@ def test_generate_reproduces_the_distribution(method):
     oracle, N = world(method), 6_000
     noise = sampling_error(oracle.p, N, chance=1e-3)
     off = {steps: distance(oracle, N, steps) for steps in (2, 8, 32, 128)}
-    assert off[2] > off[8] > off[32] and off[2] > 2 * noise                                    # coarse steps are visibly wrong
+    assert off[2] > off[8] > off[32] and off[2] > 1.4 * noise                                  # coarse steps are visibly wrong
     for steps in (8, 32, 128):
         assert off[steps] < noise + 1 / steps
     assert off[128] < noise
