@@ -375,7 +375,8 @@ def train(argv=None):
     step = 0
     if resume:
         optimizer.load_state_dict(content["optimizer"])
-        ema = {k: v.to(device) for k, v in content["ema"].items()}
+        for k, v in content["ema"].items():
+            ema[k].copy_(v)                                            # not the loaded tensors: other memory alignment, other last bits
         step = content["step"]
         if content["fingerprint"] != dataset.train.fingerprint:
             raise Fail(f"the training data differs from that of the run being resumed: restore {args.data_dir}, or start another --out_dir")
@@ -391,7 +392,7 @@ def train(argv=None):
     stop = Stop()
     log = Log(os.path.join(args.out_dir, "log.csv"), step) if team.rank == 0 else None
     run = {f.name: getattr(args, f.name) for f in fields(Args)}
-    last_saved = step if resume else None
+    last_saved, evaluated = (step, content["evaluated"]) if resume else (None, 0)
     total, blocks = net.count()
     team.say(f"{args.method} on {args.dataset}: {len(dataset.train):,} documents, {dataset.train.tokens:,} tokens | {total / 1e6:.2f}M parameters "
              f"({blocks / 1e6:.2f}M in blocks) | {device}, {'bfloat16' if bf16 else 'float32'}, torch {torch.__version__}, "
@@ -403,7 +404,7 @@ def train(argv=None):
         if team.rank == 0:
             save_checkpoint(args.out_dir, step, last_saved, args.keep, model=net.state_dict(), ema=ema, optimizer=optimizer.state_dict(),
                             config=asdict(net.config), run=run, tokenizer=tokenizer.spec(), fingerprint=dataset.train.fingerprint,
-                            permutation=code.permutation, window=[*both, window_tokens, window_steps])
+                            permutation=code.permutation, evaluated=evaluated, window=[*both, window_tokens, window_steps])
             last_saved = step
             log.write()
             draw_curve(os.path.join(args.out_dir, "loss.png"), log.rows)
@@ -428,7 +429,8 @@ def train(argv=None):
         batch = None
         if step < args.max_iters:
             batch = (ahead.result() if ahead else draw(step))
-        if step % args.eval_interval == 0 and step > start or step == args.max_iters:
+        if (step % args.eval_interval == 0 or step == args.max_iters) and step > evaluated:
+            evaluated = step
             val = validate(averaged_predict, dataset.val, code, args, tokenizer.eot, team)
             team.say(f"step {step}/{args.max_iters} | val {val[0]:.3f} (unmask {val[1]:.3f} insert {val[2]:.3f})")
             if team.rank == 0:
