@@ -64,8 +64,9 @@ class Oracle:
         f uniform over the tokens that agree, g = 0.
         """
         R, m, ell = y.shape
+        anything = self.code.agrees(y.flatten(0, 1)).double().view(R, m, self.code.V)
         if m > self.L:
-            return self.code.agrees(y.flatten(0, 1)).double().view(R, m, self.code.V), torch.zeros(R, m + 1, dtype=torch.float64), torch.zeros(R, dtype=torch.float64)
+            return anything, torch.zeros(R, m + 1, dtype=torch.float64), torch.zeros(R, dtype=torch.float64)
         doc, tokens, given, gaps = self.survivors[m]
         d = self.code.encode(tokens)                                                           # (P, m, ell)
         agree = (y[:, None] == d) | ((y[:, None] == self.code.mask) & ~given[:, :, None])      # (R, P, m, ell)
@@ -73,8 +74,7 @@ class Oracle:
         total = w.sum(1)
         w = torch.where(total[:, None] > 0, w / total[:, None].clamp_min(1e-300), 0)
         f = torch.einsum("rp,pmv->rmv", w, torch.nn.functional.one_hot(tokens, self.code.V).double())
-        lost = (total == 0)[:, None, None]
-        return torch.where(lost, self.code.agrees(y.flatten(0, 1)).double().view(R, m, self.code.V), f), w @ gaps, total
+        return torch.where((total == 0)[:, None, None], anything, f), w @ gaps, total
 
     def key(self, y, n):
         """One number for each state (B, L, ell), (B,), whatever stands beyond n."""
@@ -87,7 +87,7 @@ class Oracle:
         return key
 
     def predict(self, y, n, t, at):
-        """The seam: see DESIGN. Float64; NaN where an answer must be ignored. One posterior for each different (state, alpha)."""
+        """predict(y, n, t, at) -> (logits, log_g), float64; NaN where an answer must be ignored. One posterior for each different (state, alpha)."""
         B, L, _ = y.shape
         left, which = self.insertion.left(t.double()).unique(return_inverse=True)
         states, inverse = (self.key(y, n) * len(left) + which).unique(return_inverse=True)

@@ -54,7 +54,7 @@ def test_worked_numbers():
 def test_the_inverse_undoes_alpha(name):
     s = schedule(name)
     t = torch.cat([BETWEEN, torch.tensor([0.0, 1.0], dtype=torch.float64)])
-    assert (s.at(s.inverse(t)) - t).abs().max() <= 1e-14                                        # both ways: where alpha is flat, only this one is exact
+    assert (s.at(s.inverse(t)) - t).abs().max() <= 1e-14
     assert (s.inverse(s.at(BETWEEN)) - BETWEEN).abs().max() <= 1e-11
     for dtype, error in ((torch.float32, 8 * 2.0 ** -24), (torch.float64, 1e-14)):
         u = torch.linspace(0, 1, 10001, dtype=dtype)
@@ -129,7 +129,7 @@ def test_a_schedule_has_a_name_and_parameters():
 # ---- the law of x_t ------------------------------------------------------------------------------------------------------------------
 
 def test_token_law_closed_forms():
-    """spec: linear schedules. Absent 1-t; one digit: masked -(1-t) ln(1-t); two digits: both masked t(1-t), a given one -(1-t)ln(1-t) - t(1-t)."""
+    """Linear: absent 1-t; one digit: masked -(1-t) ln(1-t); two digits: both masked t(1-t), a given one -(1-t) ln(1-t) - t(1-t)."""
     linear = schedule("linear")
     t = torch.tensor([.1, .25, .5, .75, .9, .99], dtype=torch.float64)
     one = token_law(linear, linear, t, 1)
@@ -182,7 +182,7 @@ def test_every_state_has_its_probability(insertion, ell):
     for t in (0.3, 0.8):
         d1 = torch.where((torch.arange(2) < oracle.n1[pick, None])[:, :, None], code.encode(oracle.x1[pick]), code.pad)
         drawn = interpolate(d1, oracle.n1[pick], torch.full((30_000,), t), alpha, beta, mask=code.mask, pad=code.pad)
-        label = lambda noised, doc: [tuple(r) for r in torch.cat([doc[:, None], noised.y.flatten(1), noised.n[:, None], noised.kept, noised.gaps], 1).tolist()]
+        label = lambda noised, doc: [tuple(row) for row in torch.cat([doc[:, None], noised.y.flatten(1), noised.kept, noised.gaps], 1).tolist()]
         index = {row: i for i, row in enumerate(label(noise.noised, noise.doc))}
         assert len(index) == len(noise)
         count = torch.bincount(torch.tensor([index[row] for row in label(drawn, pick)]), minlength=len(noise)) / 30_000

@@ -43,7 +43,7 @@ def test_digits_that_spell_no_token():
 
 
 CODES = [Code(5, 1), Code(7, 2), Code(9, 2), Code(7, 3), Code(16, 4), Code(7, 2, torch.randperm(7)), Code(7, 2, torch.randperm(9)),
-         Code(5, 1, torch.tensor([3, 1, 4, 0, 2])), Code(13, 3, torch.randperm(27))]
+         Code(5, 1, torch.tensor([3, 0, 4, 1, 2])), Code(13, 3, torch.randperm(27))]
 
 
 @pytest.mark.parametrize("code", CODES)

@@ -42,7 +42,8 @@ def test_generate_reproduces_the_distribution(method):
     assert off[128] < noise
 
 
-@pytest.mark.parametrize("insertion, unmasking", [("sin", "linear"), ("polynomial", "cosine"), ("linear", "polynomial,exponent=3"), ("geometric", "linear")])
+@pytest.mark.parametrize("insertion, unmasking", [("sin", "linear"), ("polynomial", "cosine"), ("linear", "polynomial,exponent=3"),
+                                                  ("geometric", "linear")])
 def test_under_other_schedules(insertion, unmasking):
     oracle = world("flexmdm")
     oracle = Oracle(oracle.docs, oracle.p, oracle.code, schedule(insertion))
@@ -75,15 +76,29 @@ def test_a_window_with_insertions(window):
     assert distance(oracle, N, 96, window=window) < sampling_error(oracle.p, N, 1e-3) + 1 / 96
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_random_order_reveals_on_schedule(method):
+@pytest.mark.parametrize("insertion", ["linear", "sin", "cosine", "polynomial"])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_step_inserts_with_the_exact_probability(insertion, steps):
+    """Where g tokens are expected in the one gap there is, the first step inserts Poisson(g alpha(1 / steps)) of them: in mean and at 0,
+    within 4 standard errors. With steps = 1 that is also the last step: it inserts, too."""
+    g, N, seen = 1.5, 20_000, []
+    answer = lambda y, n, t, at: (torch.zeros(int(at.sum()), 2), torch.where(n == 0, math.log(g), -math.inf)[:, None].expand(-1, y.shape[1] + 1))
+    generate(answer, Code(2), N, 20, steps, schedule(insertion), LINEAR, watch=lambda t, y, n: seen.append(n.clone()))
+    mean = g * float(schedule(insertion).at(1 / steps))
+    assert abs(float(seen[0].double().mean()) - mean) < 4 * math.sqrt(mean / N)
+    for i, n in enumerate(seen[:steps]):                                                       # and nothing has come by (i + 1) / steps
+        none = math.prod(math.exp(-g * float(schedule(insertion).step(j / steps, (j + 1) / steps))) for j in range(i + 1))
+        assert abs(float((n == 0).double().mean()) - none) < 4 * math.sqrt(none * (1 - none) / N)
+
+
+@pytest.mark.parametrize("method", ["mdm", "prime"])
+def test_every_order_reveals_on_schedule(method):
     """P(a digit is masked at time t) = 1 - beta(t) on a fixed canvas, in any order: only which ones differs."""
-    if "flex" in method:
-        return
     oracle, N, beta = world(method), 4_000, schedule("cosine")
     for order in ORDERS:
         seen = []
-        generate(oracle.predict, oracle.code, N, oracle.L, 7, INSTANT, beta, order=order, watch=lambda t, y, n: seen.append((t, (y == oracle.code.mask).double().mean())))
+        look = lambda t, y, n: seen.append((t, (y == oracle.code.mask).double().mean()))
+        generate(oracle.predict, oracle.code, N, oracle.L, 7, INSTANT, beta, order=order, watch=look)
         assert [t for t, _ in seen] == [(i + 1) / 7 for i in range(7)]
         for t, masked in seen:
             left = float(beta.left(t))
