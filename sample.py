@@ -2,7 +2,7 @@
 
     python sample.py                                            # ten lines from out/ckpt.pt
     python sample.py --prompt 'import '                         # continue a beginning
-    python sample.py --infill 'for [..] in range([..]): pass'   # fill holes of unknown length; [..8] has 8 tokens at most
+    python sample.py --infill 'for [..] in range([..]): pass'   # fill holes of unknown length ([..8]: 8 tokens, on a fixed canvas)
     python sample.py --show                                     # watch insertions and unmaskings in the terminal
     python sample.py --trace out/trace.gif                      # the same as a moving picture
     python sample.py --num_samples 1000 --save samples.jsonl    # one {"text": ...} a line
@@ -264,7 +264,7 @@ class Args:
     temperature: float = flag(1.0, "1: what the model says; 0: always the likeliest token")
     window: int = flag(0, "reveal only the leftmost masks of this many; 0: any")
     prompt: str = flag("", "a beginning to continue")
-    infill: str = flag("", "a text with holes: [..] is any number of tokens, [..8] at most 8 (exactly 8 on a fixed canvas)")
+    infill: str = flag("", "a text with holes: [..] is any number of tokens; on a fixed canvas say how many, as in [..8]")
     show: bool = flag(False, "play the generation in the terminal")
     trace: str = flag("", "save the generation of one document as a .gif")
     save: str = flag("", "write the documents to this .jsonl instead of the terminal")
