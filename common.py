@@ -30,9 +30,10 @@ class Fail(Exception):
     """A mistake of the user's, or of the world: one sentence that says what is wrong and what mends it. `main` prints it."""
 
 
-def flag(default, help="", choices=None):
-    """A dataclass field with a help text (and choices). Mutable defaults are not needed here."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+def flag(default, help="", choices=None, low=None, high=None):
+    """A dataclass field with a help text, and choices or bounds. Whole numbers are at least 1 and others at least 0, unless `low` says
+    otherwise. Mutable defaults are not needed here."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
 def boolean(text):
@@ -83,9 +84,22 @@ def parse(cls, doc="", argv=None):
         if name.startswith("--") and name not in names:
             raise Fail(f"unknown flag {name}{nearest(name, [n for n in names if not n.startswith('--no-')])} (--help lists them all)")
     values = vars(p.parse_args(argv))
+    for f in dataclasses.fields(cls):
+        if isinstance(values[f.name], list):                            # argparse drops the "--" of "--name=--"
+            raise Fail(f"argument --{f.name}: expected one argument")
+        if isinstance(values[f.name], (int, float)) and not isinstance(values[f.name], bool):
+            check_bounds(f, values[f.name])
     config = cls(**values)
     config.named = {w.split("=")[0].removeprefix("--").removeprefix("no-") for w in argv if w.startswith("--")}
     return config
+
+
+def check_bounds(f, value):
+    low, high = f.metadata["low"], f.metadata["high"]
+    low = low if low is not None else int(isinstance(value, int))
+    high = high if high is not None else 2 ** 40 if isinstance(value, int) else sys.float_info.max        # not: inf
+    if not low <= value <= high:                                        # also for nan
+        raise Fail(f"--{f.name} {value} must be " + (f"at least {low:g}" if value < low else f"a number up to {high:g}"))
 
 
 @contextlib.contextmanager

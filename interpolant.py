@@ -77,7 +77,6 @@ class Linear(Schedule):                                                # alpha =
         return tensor(u) + 0
 
 
-
 class Sin(Schedule):                                                   # alpha = sin(pi t / 2);  1 - alpha = 2 sin^2(pi r / 4)
     def at(self, t):
         return torch.sin(math.pi / 2 * tensor(t))

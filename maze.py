@@ -275,7 +275,7 @@ def train_method(method, maze, tasks, val, args, stop):
     config = model.Config(V=len(maze.cells) + (args.insertion == "instant"), ell=args.ell, block_size=args.block_size,     # + 1: end-of-text
                           insertion=args.insertion, n_layer=args.n_layer, n_head=args.n_head, n_embd=args.n_embd)
     net, averaged = model.build(config).to(device), model.build(config).to(device).eval().requires_grad_(False)
-    optimizer = train.optimizer_for(net, args)
+    optimizers = train.optimizers_for(net, args)
     ema, step, last_saved = {k: v.clone() for k, v in net.state_dict().items()}, 0, None
     if model.checkpoints(folder) and not args.overwrite:
         if args.init_from != "resume":
@@ -283,7 +283,8 @@ def train_method(method, maze, tasks, val, args, stop):
         content = model.newest_good(folder, print)
         check_same(content.get("run", {}), run, folder)
         net.load_state_dict(content["model"])
-        optimizer.load_state_dict(content["optimizer"])
+        for optimizer, state in zip(optimizers, content["optimizer"], strict=True):
+            optimizer.load_state_dict(state)
         ema, step, last_saved = {k: v.to(device) for k, v in content["ema"].items()}, content["step"], content["step"]
     averaged.load_state_dict(ema, assign=True)                          # its weights are `ema`, which update_ema changes in place
     if device == "cuda":
@@ -302,7 +303,7 @@ def train_method(method, maze, tasks, val, args, stop):
             loss = loss_of(net, batch)
         loss.sum().backward()
         lr = train.learning_rate(step, args)
-        norm = train.apply_gradients(net, optimizer, lr, args.grad_clip)
+        norm = train.apply_gradients(net, optimizers, lr, args.grad_clip)
         train.update_ema(ema, net, step, args.ema)
         recent.append(loss.detach())
         step += 1
@@ -319,7 +320,7 @@ def train_method(method, maze, tasks, val, args, stop):
             log.add(step=step, val=loss)
             log.write()
             train.draw_curve(os.path.join(folder, "loss.png"), log.rows)
-            model.save_checkpoint(folder, step, last_saved, 1, model=net.state_dict(), ema=ema, optimizer=optimizer.state_dict(),
+            model.save_checkpoint(folder, step, last_saved, 1, model=net.state_dict(), ema=ema, optimizer=[o.state_dict() for o in optimizers],
                                   config=asdict(config), run=run)
             last_saved = step
     if stop.asked:
@@ -470,10 +471,10 @@ PRESETS = {
 @dataclass
 class Args:
     size: int = flag(11, "side of the maze, odd")
-    open: float = flag(0.0, "share of the inner walls that are opened: 0 is a perfect maze, with one way between any two cells")
+    open: float = flag(0.0, "share of the inner walls that are opened: 0 is a perfect maze, with one way between any two cells", high=1)
     paths: str = flag("shortest", "how subgoals are joined", ("shortest", "simple"))
     K: str = flag("2,5", "how many subgoals, with start and end, test tasks have")
-    hard: int = flag(7, "subgoals of the hard split, more than any above; 0: no hard split")
+    hard: int = flag(7, "subgoals of the hard split, more than any above; 0: no hard split", low=0)
     limit: int = flag(48, "the most cells of a training path")
     block_size: int = flag(64, "the most cells of a hard path; the MDM's canvas")
     train_tasks: int = flag(20_000, "training tasks")
@@ -486,7 +487,7 @@ class Args:
     batch_size: int = flag(128, "paths per step")
     max_iters: int = flag(3000, "training steps per method")
     learning_rate: float = flag(2e-3, "peak learning rate")
-    warmup_iters: int = flag(100, "steps of linear warm-up")
+    warmup_iters: int = flag(100, "steps of linear warm-up", low=0)
     eval_interval: int = flag(500, "steps between validation and checkpoint")
     log_interval: int = flag(100, "steps between progress lines")
     steps: str = flag("16,64,256,1024", "sampling steps")
@@ -495,7 +496,7 @@ class Args:
     init_from: str = flag("scratch", "scratch or resume", ("scratch", "resume"))
     overwrite: bool = flag(False, "start again in an out_dir that holds a run")
     device: str = flag("auto", "auto, cpu, cuda, mps")
-    seed: int = flag(0, "fixes the maze, the tasks, the training and the samples")
+    seed: int = flag(0, "fixes the maze, the tasks, the training and the samples", low=0)
 
 
 METHODS = [m for m in train.METHODS if m != "ar"] + ["mdm-blank", "prime-blank"]
@@ -515,9 +516,6 @@ def checked(args):
         for word in words:
             if word not in known:
                 raise Fail(f"--{name} {word}: choose from {', '.join(known)}")
-    for name in ("train_tasks", "test_tasks", "ell", "n_layer", "n_head", "n_embd", "batch_size", "max_iters", "eval_interval", "log_interval"):
-        if getattr(args, name) < 1:
-            raise Fail(f"--{name} must be at least 1")
     if min(args.K_list) < 2 or min(args.step_list) < 1:
         raise Fail("--K counts the start and the end, so it is at least 2; --steps are at least 1")
     if args.hard and args.hard <= max(args.K_list):

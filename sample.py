@@ -8,8 +8,8 @@
     python sample.py --num_samples 1000 --save samples.jsonl    # one {"text": ...} a line
 
 One step of `generate` from time t to s moves every clock exactly, whatever the step size (spec: Prop. 2 and 3 of arXiv 2509.01025):
-a masked digit is revealed with probability (beta(s)-beta(t)) / (1-beta(t)); in gap j, Poisson(g_j p) masks are inserted with
-p = (alpha(s)-alpha(t)) / (1-alpha(t)). What a step cannot know is what else is revealed in the same instant: that error shrinks as 1/steps.
+a masked digit is revealed with probability (beta(s)-beta(t)) / (1-beta(t)); in gap j, each of the g_j masks expected there is inserted with
+probability (alpha(s)-alpha(t)) / (1-alpha(t)). What a step cannot know is what else is revealed in the same instant: that error shrinks as 1/steps.
 
 One worked number: 64 steps, linear: a mask that is there at t = 63/64 is revealed in the last step for sure, and one that is inserted in
 the last step is revealed in the extra passes after it, so that a sample never holds a mask.
@@ -50,15 +50,19 @@ class Draws:
         size = L if self.generators is None else self.size
         return self.rows(lambda rows, g: torch.rand(rows.stop - rows.start, size, *shape, dtype=torch.float64, generator=g), B)[:, :L]
 
-    def poisson(self, mean):
-        return self.rows(lambda rows, g: torch.poisson(mean[rows], generator=g), len(mean)).long()
+    def arrivals(self, g, p):
+        """How many of g (B, N) expected tokens come, each with probability p: Binomial(K, p), K being g rounded up or down so that E K = g.
 
-    def which(self, b, weight, count):
-        """`count` independent indices, drawn for row b in proportion to weight (N,) float64."""
-        u = torch.rand(count, dtype=torch.float64, generator=self.generators and self.generators[b])
-        cumulative = weight.cumsum(0)
-        total = cumulative[-1:]
-        return torch.searchsorted(cumulative, torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total))), right=True)
+        In the limit of small p all counts of mean g p are one process. This one is exact at every p where the number missing is
+        certain (a Poisson count then inserts twice or never at all), and says no more than the mean where it is not.
+        """
+        K = g.floor() + (self.uniform(*g.shape) < g.frac())
+        draw = lambda rows, generator: torch.binomial(K[rows], torch.full_like(K[rows], p), generator=generator)
+        return self.rows(draw, len(g)).long()
+
+    def subset(self, b, N, count):
+        """`count` of N things, at random, for row b: their indices."""
+        return torch.rand(N, dtype=torch.float64, generator=self.generators and self.generators[b]).argsort()[:count]
 
 
 def draw_tokens(logits, y, code, temperature, u):
@@ -102,14 +106,12 @@ def insert(y, n, opened, counts, mask):
     return y_new, n_new, opened_new
 
 
-def fit(counts, mean, room, draws):
-    """Cut insertions that do not fit: where a row wants more than room[b], a random subset of them stays.
-
-    Poisson arrivals, given how many there are, fall into gaps independently in proportion to `mean`, and so does a random subset of them.
-    """
+def fit(counts, room, draws):
+    """Cut insertions that do not fit: where a row wants more than room[b], a random subset of them stays."""
     counts = torch.where((room > 0)[:, None], counts, 0)
     for b in (counts.sum(1) > room).nonzero()[:, 0].tolist():
-        counts[b] = torch.bincount(draws.which(b, mean[b], int(room[b])), minlength=counts.shape[1])
+        gaps = torch.arange(counts.shape[1]).repeat_interleave(counts[b])                      # the gap of each insertion
+        counts[b] = torch.bincount(gaps[draws.subset(b, len(gaps), int(room[b]))], minlength=counts.shape[1])
     return counts
 
 
@@ -152,7 +154,7 @@ def generate(predict, code, B, block_size, steps, insertion, unmasking, order="r
         raise ValueError(f"unknown order {order!r}: choose one of {', '.join(ORDERS)}")
     if steps < 1 or window is not None and window < 1:
         raise ValueError(f"steps and window must be at least 1, not {steps} and {window}")
-    draws = Draws(seeds, block_size)
+    draws = Draws(seeds, block_size + 1)
     y, n, opened = begin(code, B, block_size, insertion, start)
 
     def reveal(y, n, t, p):
@@ -203,10 +205,10 @@ def generate(predict, code, B, block_size, steps, insertion, unmasking, order="r
         if has_gaps:
             L = log_g.shape[1] - 1
             live = below(n + 1, L + 1) & opened[:, :L + 1]
-            mean = torch.where(live, log_g.cpu().double().exp().clamp_max(1e9), 0) * float(insertion.step(t, s))
+            missing = torch.where(live, log_g.cpu().double().exp().clamp_max(block_size), 0)    # g: how many are expected
             counts = torch.zeros(B, block_size + 1, dtype=torch.int64)
-            counts[:, :L + 1] = draws.poisson(mean)
-            y, n, opened = insert(y, n, opened, fit(counts, mean, block_size - n, draws), code.mask)
+            counts[:, :L + 1] = draws.arrivals(missing, float(insertion.step(t, s)))
+            y, n, opened = insert(y, n, opened, fit(counts, block_size - n, draws), code.mask)
         if watch:
             watch(s, y, n)
 
@@ -244,13 +246,12 @@ def generate_left_to_right(predict, code, B, block_size, end, temperature=1.0, s
     return torch.nn.functional.pad(x, (0, block_size - x.shape[1])), ((x == end).cumsum(1) == 0).sum(1)
 
 
-def texts(x, n, tokenizer):
-    """Ids and lengths -> strings. A fixed canvas ends a document with its first end token."""
-    out = []
-    for row, length in zip(x.tolist(), n.tolist()):
-        row = row[:length]
-        out.append(tokenizer.decode(row[:row.index(tokenizer.eot)] if tokenizer.eot in row else row))
-    return out
+def texts(x, n, tokenizer, holes=False):
+    """Ids and lengths -> strings. A fixed canvas ends a document with its first end token; with holes, given text follows: end tokens are skipped."""
+    rows = [row[:length] for row, length in zip(x.tolist(), n.tolist())]
+    if holes:
+        return [tokenizer.decode([v for v in row if v != tokenizer.eot]) for row in rows]
+    return [tokenizer.decode(row[:row.index(tokenizer.eot)] if tokenizer.eot in row else row) for row in rows]
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------------------------
@@ -262,7 +263,7 @@ class Args:
     steps: int = flag(128, "sampling steps")
     order: str = flag("random", "which masks are revealed first", ORDERS)
     temperature: float = flag(1.0, "1: what the model says; 0: always the likeliest token")
-    window: int = flag(0, "reveal only the leftmost masks of this many; 0: any")
+    window: int = flag(0, "reveal only the leftmost masks of this many; 0: any", low=0)
     prompt: str = flag("", "a beginning to continue")
     infill: str = flag("", "a text with holes: [..] is any number of tokens; on a fixed canvas say how many, as in [..8]")
     show: bool = flag(False, "play the generation in the terminal")
@@ -271,7 +272,7 @@ class Args:
     insertion: str = flag("", "another insertion schedule than in training; the network is told the time that fits it")
     unmasking: str = flag("", "another unmasking schedule than in training")
     batch_size: int = flag(64, "documents at a time; the documents do not depend on it")
-    seed: int = flag(0, "fixes the documents on a CPU")
+    seed: int = flag(0, "fixes the documents on a CPU", low=0)
     device: str = flag("auto", "auto, cpu, cuda, mps")
 
 
@@ -285,26 +286,28 @@ def parse_pattern(pattern, encode):
         raise Fail(f"--infill {pattern!r} has no hole: mark each place to fill with [..], as in 'for [..] in range([..]): pass'")
     ends = [0] + [m.end() for m in found]
     starts = [m.start() for m in found] + [len(pattern)]
-    return [encode(pattern[a:z]) for a, z in zip(ends, starts)], [int(m[1]) if m[1] else None for m in found]
+    return [encode(pattern[a:z]) for a, z in zip(ends, starts)], [int(m[1][:9]) if m[1] else None for m in found]
 
 
-def start_from(parts, holes, code, block_size, fixed, end_open=False):
+def start_from(parts, holes, code, block_size, fixed, end, end_open=False):
     """The state that sampling starts from, for one row: (y (1, L, ell), n (1,), opened (1, L + 1)).
 
     With insertion, the given tokens stand side by side and only the gaps at holes are open. On a fixed canvas, holes are as many masks
-    as they say, and what follows the last given token is masks too when it is open (a prompt).
+    as they say; what follows the last given token is end tokens, or masks when it is open (a prompt).
     """
+    if fixed and None in holes:
+        raise Fail("this model has a fixed canvas: say how many tokens each hole has, as in [..5], or use a flexmdm model")
+    size = sum(map(len, parts)) + sum(holes if fixed else [])
+    if size > block_size - (end_open and not fixed):
+        raise Fail(f"the given text is {size} tokens long, which leaves no room in the model's block_size of {block_size}: shorten it")
     ids, opened = list(parts[0]), set()
     for hole, part in zip(holes, parts[1:]):
-        if fixed and hole is None:
-            raise Fail("this model has a fixed canvas: say how many tokens each hole has, as in [..5], or use a flexmdm model")
         opened.add(len(ids))
         ids += [-1] * (hole if fixed else 0) + list(part)
     if end_open:
         opened.add(len(ids))
-        ids += [-1] * (block_size - len(ids) if fixed else 0)
-    if len(ids) > block_size - (end_open and not fixed):
-        raise Fail(f"the given text is {len(ids)} tokens long, which leaves no room in the model's block_size of {block_size}: shorten it")
+    if fixed:
+        ids += [-1 if end_open else end] * (block_size - len(ids))
     ids = torch.tensor(ids, dtype=torch.int64)[None]
     y = torch.where((ids < 0)[:, :, None], code.mask, code.encode(ids.clamp_min(0)))
     gaps = torch.zeros(1, ids.shape[1] + 1, dtype=torch.bool)
@@ -406,10 +409,6 @@ def draw_gif(path, movie, most=120):
 
 
 def checked(args):
-    if args.num_samples < 1 or args.steps < 1 or args.batch_size < 1:
-        raise Fail("--num_samples, --steps and --batch_size must be at least 1")
-    if args.temperature < 0:
-        raise Fail("--temperature must be 0 or more")
     if args.prompt and args.infill:
         raise Fail("--prompt and --infill are two different things: give one (a prompt is --infill 'text[..]')")
     if args.trace and not args.trace.endswith(".gif"):
@@ -431,9 +430,9 @@ def draw_documents(loaded, tokenizer, args, watch=None):
     predict = loaded.predict if args.insertion in ("", run["insertion"]) else retimed(loaded.predict, trained, insertion)
     start = None
     if args.infill:
-        start = start_from(*parse_pattern(args.infill, tokenizer.encode), code, loaded.config.block_size, fixed)
+        start = start_from(*parse_pattern(args.infill, tokenizer.encode), code, loaded.config.block_size, fixed, tokenizer.eot)
     elif args.prompt:
-        start = start_from([tokenizer.encode(args.prompt)], [], code, loaded.config.block_size, fixed, end_open=True)
+        start = start_from([tokenizer.encode(args.prompt)], [], code, loaded.config.block_size, fixed, tokenizer.eot, end_open=True)
     if run["method"] == "ar" and args.infill:
         raise Fail("an autoregressive model cannot fill holes: give it a --prompt")
     for first in range(0, args.num_samples, args.batch_size):
@@ -446,7 +445,7 @@ def draw_documents(loaded, tokenizer, args, watch=None):
             begin_at = None if start is None else tuple(s.expand(B, *s.shape[1:]) for s in start)
             x, n = generate(predict, code, B, loaded.config.block_size, args.steps, insertion, unmasking, args.order, args.temperature,
                             begin_at, window=args.window or None, seeds=seeds, watch=watch if first == 0 else None)
-        yield from texts(x, n, tokenizer)
+        yield from texts(x, n, tokenizer, holes=bool(args.infill))
 
 
 def run(argv=None):

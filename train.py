@@ -49,7 +49,7 @@ PRESETS = {
 @dataclass
 class Args:
     method: str = flag("flexmdm", "which model", tuple(METHODS))
-    ell: int = flag(0, "digits per token; 0: 1, or 2 for prime and flexprime")
+    ell: int = flag(0, "digits per token; 0: 1, or 2 for prime and flexprime", low=0)
     dataset: str = flag("python", "python, functions, brackets, owt, or a path to a .txt or .jsonl")
     data_dir: str = flag("data", "where prepared data sets are kept")
     tokenizer: str = flag("", "bytes or gpt2; empty: what the data set uses")
@@ -62,44 +62,45 @@ class Args:
     overwrite: bool = flag(False, "start again in an out_dir that holds a run")
     keep: int = flag(2, "how many checkpoints to keep")
     # model
-    block_size: int = flag(64, "the most tokens of a document")
+    block_size: int = flag(64, "the most tokens of a document", low=2)
     n_layer: int = flag(4, "blocks")
     n_head: int = flag(2, "attention heads")
     n_embd: int = flag(128, "width")
-    rope_theta: float = flag(100.0, "longest period of the rotary embedding; 10000 for long documents")
-    dropout: float = flag(0.0, "dropout in the blocks")
+    rope_theta: float = flag(100.0, "longest period of the rotary embedding; 10000 for long documents", low=1)
+    dropout: float = flag(0.0, "dropout in the blocks", high=1)
     # noise and loss
     insertion: str = flag("", "schedule alpha: linear, cosine, sin, polynomial,exponent=2, geometric, instant; empty: the method's")
     unmasking: str = flag("linear", "schedule beta")
     prime_loss: str = flag("marginal", "ell > 1: marginal (the valid bound) or joint (the paper's)", ("marginal", "joint"))
     targets: str = flag("averaged", "averaged over alignments (the tight bound), or sampled (Prop. 1): the same expected gradient, less or more variance",
                         ("averaged", "sampled"))
-    infill: float = flag(0.1, "share of documents trained as infilling: random spans are given, the rest is generated (insertion only)")
-    t_power: float = flag(2.0, "times are drawn as 1 - (1 - u)^t_power and weighted to match: 1 is uniform, 2 has the least variance")
+    infill: float = flag(0.1, "share of documents trained as infilling: random spans are given, the rest is generated (insertion only)", high=1)
+    t_power: float = flag(2.0, "times are drawn as 1 - (1 - u)^t_power and weighted to match: 1 is uniform, 2 has the least variance", low=0.1, high=10)
     weight_cap: float = flag(1000.0, "cap on the hazards 1 / (1 - t) in the training loss; never in the bounds")
-    shuffle_ids: float = flag(0.0, "ell > 1: share of token ids permuted before they become digits (index shuffling)")
+    shuffle_ids: float = flag(0.0, "ell > 1: share of token ids permuted before they become digits (index shuffling)", high=1)
     # optimization
     batch_size: int = flag(32, "documents per step, over all processes and accumulation steps")
     gradient_accumulation_steps: int = flag(1, "pieces that a process cuts its share of the batch into: less memory, same result")
     max_iters: int = flag(2400, "steps")
-    learning_rate: float = flag(1.5e-3, "peak learning rate")
+    optimizer: str = flag("muon", "muon (AdamW for all but the blocks' matrices) or adamw", ("muon", "adamw"))
+    learning_rate: float = flag(2e-3, "peak learning rate")
     min_lr: float = flag(0.0, "learning rate at max_iters")
-    warmup_iters: int = flag(100, "steps of linear warm-up")
+    warmup_iters: int = flag(100, "steps of linear warm-up", low=0)
     weight_decay: float = flag(0.01, "AdamW's, on matrices only")
-    beta2: float = flag(0.99, "AdamW's")
+    beta2: float = flag(0.99, "AdamW's", high=0.9999)
     grad_clip: float = flag(1.0, "largest gradient norm; 0: none")
-    ema: float = flag(0.999, "decay of the averaged weights that samples and validation use")
-    skip_bad_steps: int = flag(0, "how many steps in a row may have a non-finite gradient (they are left out) before the run stops")
+    ema: float = flag(0.999, "decay of the averaged weights that samples and validation use", high=1)
+    skip_bad_steps: int = flag(0, "how many steps in a row may have a non-finite gradient (they are left out) before the run stops", low=0)
     # the run
     eval_interval: int = flag(600, "steps between validation, samples and checkpoint")
     eval_iters: int = flag(16, "batches of validation documents, with fixed noise")
     log_interval: int = flag(50, "steps between progress lines")
-    sample_steps: int = flag(64, "sampling steps of the samples shown; 0: none are")
+    sample_steps: int = flag(64, "sampling steps of the samples shown; 0: none are", low=0)
     device: str = flag("auto", "auto, cpu, cuda, mps")
     dtype: str = flag("auto", "auto (bfloat16 on CUDA), float32, bfloat16", ("auto", "float32", "bfloat16"))
     compile: bool | None = flag(None, "torch.compile the blocks; by default on CUDA only")
     checkpointing: bool = flag(False, "recompute blocks in the backward pass: less memory, a third more time")
-    seed: int = flag(1337, "fixes everything")
+    seed: int = flag(1337, "fixes everything", low=0)
 
 
 MAY_CHANGE = {"max_iters", "learning_rate", "min_lr", "warmup_iters", "weight_decay", "grad_clip", "out_dir", "init_from", "overwrite", "keep", "data_dir",
@@ -117,24 +118,63 @@ def learning_rate(step, args):
     return args.min_lr + 0.5 * (1 + math.cos(math.pi * x)) * (args.learning_rate - args.min_lr)
 
 
-def optimizer_for(net, args):
-    """AdamW, fused where torch has it; weight decay on matrices only."""
-    trained = [p for p in net.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": args.weight_decay},
-              {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
-    fused = trained[0].device.type in ("cpu", "cuda", "mps")
-    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.beta2), fused=fused)
+class Muon(torch.optim.Optimizer):
+    """Muon (K. Jordan et al., 2024; scaled to AdamW's step size as in arXiv 2502.16982): a matrix moves along U V^T of its Nesterov momentum
+    U S V^T, found by five Newton-Schulz steps. torch.optim.Muon computes these in bfloat16 everywhere, which CPUs are slow at, and moves
+    on a gradient that is not finite; with `found_inf` this one does not."""
+
+    def __init__(self, params, lr, weight_decay=0.0, momentum=0.95):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state, skip = self.state[p], self.found_inf > 0
+                average = state.setdefault("momentum", torch.zeros_like(p))
+                average.copy_(torch.where(skip, average, average.lerp(p.grad, 1 - group["momentum"])))
+                update = orthogonal(torch.where(skip, 0, p.grad.lerp(average, group["momentum"])))
+                p.mul_(torch.where(skip, 1, 1 - group["lr"] * group["weight_decay"]))
+                p.sub_(torch.where(skip, 0, update) * (group["lr"] * 0.2 * max(p.shape) ** 0.5))
+
+
+def orthogonal(x):
+    """U V^T of a matrix U S V^T, roughly: singular values between 0.7 and 1.2, unless they are below a hundredth of the Frobenius norm."""
+    if x.shape[0] > x.shape[1]:
+        return orthogonal(x.T).T
+    x = x.bfloat16() if x.is_cuda else x
+    x = x / (x.norm() + 1e-12)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.float()
+
+
+def optimizers_for(net, args):
+    """A list of optimizers: Muon for the matrices of the blocks (--optimizer muon), AdamW, fused where torch has it, for the rest.
+
+    Weight decay on matrices only.
+    """
+    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    inner = [p for name, p in named if args.optimizer == "muon" and name.startswith("blocks.") and "adaln" not in name and p.ndim == 2]
+    others = [p for _, p in named if not any(p is q for q in inner)]
+    groups = [{"params": [p for p in others if p.ndim >= 2], "weight_decay": args.weight_decay},
+              {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0}]
+    fused = named[0][1].device.type in ("cpu", "cuda", "mps")
+    adamw = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.beta2), fused=fused)
+    return [adamw, Muon(inner, args.learning_rate, args.weight_decay)] if inner else [adamw]
 
 
 @torch.no_grad()
-def apply_gradients(net, optimizer, lr, clip):
+def apply_gradients(net, optimizers, lr, clip):
     """Clip, then step. A gradient that is not finite leaves the weights as they are (decided on the device). Returns the norm, a tensor."""
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), clip or math.inf)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.grad_scale, optimizer.found_inf = None, (~torch.isfinite(norm)).float()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.grad_scale, optimizer.found_inf = None, (~torch.isfinite(norm)).float()
+        optimizer.step()
+    net.zero_grad(set_to_none=True)
     return norm
 
 
@@ -281,11 +321,6 @@ def check(args):
         raise Fail(f"--method {args.method} {'has no insertion' if METHODS[args.method] == 'instant' else 'inserts'}: leave --insertion {args.insertion} out")
     if args.packing == "stream" and METHODS[args.method] != "instant":
         raise Fail("--packing stream is for mdm, prime and ar; with insertion a document has its own length")
-    for name in ("batch_size", "gradient_accumulation_steps", "max_iters", "eval_interval", "eval_iters", "log_interval", "n_layer", "n_head", "n_embd", "keep"):
-        if getattr(args, name) < 1:
-            raise Fail(f"--{name} must be at least 1")
-    if args.block_size < 2:
-        raise Fail(f"--block_size {args.block_size} must be at least 2")
     try:
         _, unmasking = schedules(args)
     except ValueError as e:
@@ -370,11 +405,12 @@ def train(argv=None):
     code = net.code
     net.checkpoint = args.checkpointing
     net.defer = 8192 if device.startswith("cuda") and code.V > 4096 else 0
-    optimizer = optimizer_for(net, args)
+    optimizers = optimizers_for(net, args)
     ema = {k: v.clone() for k, v in net.state_dict().items()}
     step = 0
     if resume:
-        optimizer.load_state_dict(content["optimizer"])
+        for optimizer, state in zip(optimizers, content["optimizer"], strict=True):
+            optimizer.load_state_dict(state)
         for k, v in content["ema"].items():
             ema[k].copy_(v)                                            # not the loaded tensors: other memory alignment, other last bits
         step = content["step"]
@@ -402,7 +438,7 @@ def train(argv=None):
         nonlocal last_saved
         both = team.sum(window.cpu().clone()).tolist()
         if team.rank == 0:
-            save_checkpoint(args.out_dir, step, last_saved, args.keep, model=net.state_dict(), ema=ema, optimizer=optimizer.state_dict(),
+            save_checkpoint(args.out_dir, step, last_saved, args.keep, model=net.state_dict(), ema=ema, optimizer=[o.state_dict() for o in optimizers],
                             config=asdict(net.config), run=run, tokenizer=tokenizer.spec(), fingerprint=dataset.train.fingerprint,
                             permutation=code.permutation, evaluated=evaluated, window=[*both, window_tokens, window_steps])
             last_saved = step
@@ -460,7 +496,7 @@ def train(argv=None):
                     raise Fail(f"out of memory at step {step}: raise --gradient_accumulation_steps to {2 * args.gradient_accumulation_steps} "
                                "(the global batch stays the same), or use --checkpointing") from None
             window += torch.stack([unmask.detach().sum(), insert.detach().sum()])
-        norm = apply_gradients(net, optimizer, lr, args.grad_clip)
+        norm = apply_gradients(net, optimizers, lr, args.grad_clip)
         update_ema(ema, net, step, args.ema)
         step += 1
 

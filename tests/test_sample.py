@@ -1,6 +1,7 @@
 """sample.py's samplers: with the exact posterior (oracle.py) they draw the distribution itself; with any network they keep their promises."""
 import itertools
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -79,16 +80,17 @@ def test_a_window_with_insertions(window):
 @pytest.mark.parametrize("insertion", ["linear", "sin", "cosine", "polynomial"])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_step_inserts_with_the_exact_probability(insertion, steps):
-    """Where g tokens are expected in the one gap there is, the first step inserts Poisson(g alpha(1 / steps)) of them: in mean and at 0,
-    within 4 standard errors. With steps = 1 that is also the last step: it inserts, too."""
+    """Where g tokens are expected in the one gap there is, the first step inserts Binomial(g rounded at random, alpha(1 / steps)) of them: in
+    mean and at 0, within 4 standard errors. With steps = 1 that is also the last step: it inserts, too."""
     g, N, seen = 1.5, 20_000, []
     answer = lambda y, n, t, at: (torch.zeros(int(at.sum()), 2), torch.where(n == 0, math.log(g), -math.inf)[:, None].expand(-1, y.shape[1] + 1))
     generate(answer, Code(2), N, 20, steps, schedule(insertion), LINEAR, watch=lambda t, y, n: seen.append(n.clone()))
     mean = g * float(schedule(insertion).at(1 / steps))
-    assert abs(float(seen[0].double().mean()) - mean) < 4 * math.sqrt(mean / N)
+    assert abs(float(seen[0].double().mean()) - mean) <= 4 * math.sqrt(g / N)
     for i, n in enumerate(seen[:steps]):                                                       # and nothing has come by (i + 1) / steps
-        none = math.prod(math.exp(-g * float(schedule(insertion).step(j / steps, (j + 1) / steps))) for j in range(i + 1))
-        assert abs(float((n == 0).double().mean()) - none) < 4 * math.sqrt(none * (1 - none) / N)
+        p = [float(schedule(insertion).step(j / steps, (j + 1) / steps)) for j in range(i + 1)]
+        none = math.prod(0.5 * (1 - q) + 0.5 * (1 - q) ** 2 for q in p)
+        assert abs(float((n == 0).double().mean()) - none) <= 4 * math.sqrt(none * (1 - none) / N)
 
 
 @pytest.mark.parametrize("method", ["mdm", "prime"])
@@ -252,34 +254,31 @@ def test_a_canvas_fills_up_and_does_not_overflow(log_g):
 
 
 def test_insertions_that_do_not_fit_are_cut_at_random():
-    """Three gaps with means .5, 1, 2 and room for 2: the law of Poisson counts, of which a random pair stays where there are more."""
-    mean, N = torch.tensor([0.5, 1.0, 0.0, 2.0], dtype=torch.float64), 20_000
-    draws = Draws()
-    means = mean.expand(N, 4)
-    got = fit(draws.poisson(means), means, torch.full((N,), 2), draws)
-    assert int(got.sum(1).max()) == 2 and (got[:, 2] == 0).all()
-    poisson = lambda k: math.prod(math.exp(-m) * m ** c / math.factorial(c) for m, c in zip(mean.tolist(), k))
-    law = {}
-    for k in itertools.product(range(12), range(12), (0,), range(16)):
-        bag = [i for i, c in enumerate(k) for _ in range(c)]
-        if len(bag) <= 2:
-            law[k] = law.get(k, 0) + poisson(k)
-            continue
-        pairs = len(bag) * (len(bag) - 1) / 2
-        for i, j in itertools.combinations_with_replacement(range(4), 2):                      # hypergeometric
-            ways = k[i] * k[j] if i != j else k[i] * (k[i] - 1) / 2
-            if ways:
-                kept = tuple((i == g) + (j == g) for g in range(4))
-                law[kept] = law.get(kept, 0) + poisson(k) * ways / pairs
-    assert sum(law.values()) == pytest.approx(1, abs=1e-5)
+    """Counts 1, 3, 0, 2 and room for 2: every pair of the six is equally likely to stay."""
+    counts, N, draws = torch.tensor([1, 3, 0, 2]), 20_000, Draws()
+    got = fit(counts.expand(N, 4), torch.full((N,), 2), draws)
+    bag = [i for i, c in enumerate(counts.tolist()) for _ in range(c)]
+    law = Counter(tuple((i == g) + (j == g) for g in range(4)) for i, j in itertools.combinations(bag, 2))
     keys = sorted(law)
-    p = torch.tensor([law[k] for k in keys], dtype=torch.float64)
+    p = torch.tensor([law[k] for k in keys], dtype=torch.float64) / sum(law.values())
     index = {k: i for i, k in enumerate(keys)}
     count = torch.bincount(torch.tensor([index[tuple(r)] for r in got.tolist()]), minlength=len(keys)) / N
     assert float((count - p).abs().sum() / 2) < sampling_error(p, N, 1e-3)
-    roomy = draws.poisson(means)
-    assert torch.equal(fit(roomy, means, torch.full((N,), 100), draws), roomy)                 # what fits is not touched
-    assert (fit(roomy, means, torch.zeros(N, dtype=torch.int64), draws) == 0).all()
+    assert torch.equal(fit(counts.expand(N, 4), torch.full((N,), 6), draws), counts.expand(N, 4))      # what fits is not touched
+    assert (fit(counts.expand(N, 4), torch.zeros(N, dtype=torch.int64), draws) == 0).all()
+
+
+@pytest.mark.parametrize("g", [0.0, 0.3, 1.0, 2.0, 2.6])
+@pytest.mark.parametrize("p", [0.0, 0.2, 1.0])
+def test_arrivals_are_binomial(g, p):
+    """Binomial(K, p) with K = floor(g) or the next whole number: the whole law, so also that a certain g at p = 1 arrives to the last one."""
+    N, low, up = 20_000, math.floor(g), g - math.floor(g)
+    got = Draws().arrivals(torch.full((N // 10, 10), g, dtype=torch.float64), p).flatten()
+    binomial = lambda n, c: math.comb(n, c) * p ** c * (1 - p) ** (n - c) if c <= n else 0.0
+    law = torch.tensor([(1 - up) * binomial(low, c) + up * binomial(low + 1, c) for c in range(5)], dtype=torch.float64)
+    assert float(law.sum()) == pytest.approx(1) and float((law * torch.arange(5)).sum()) == pytest.approx(g * p)
+    count = torch.bincount(got, minlength=5) / N
+    assert float((count - law).abs().sum() / 2) <= sampling_error(law, N, 1e-3) * (float(law.max()) < 1)
 
 
 # ---- the pieces ----------------------------------------------------------------------------------------------------------------------
