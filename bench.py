@@ -1,19 +1,26 @@
-"""Speed and memory: what not computing what is not needed is worth, as ratios measured side by side in one process.
+"""Speed and memory: what not computing what is not needed is worth, measured side by side in one process.
 
-    python bench.py                                             # all, a few minutes on a CPU
-    python bench.py --only head
-    python bench.py --n_layer 12 --n_embd 768 --n_head 12       # the paper's size; on a GPU: --device cuda (bfloat16)
+    python bench.py                                             # all; 5 minutes on 2 CPU cores
+    python bench.py --only head --csv head.csv
+    python bench.py --device cuda                               # 124M, 64 documents, bfloat16, compiled
 
-    head      vocabulary projection and loss, forward and backward, on the same slots: plain, MDM-Prime's joint loss, digit marginals
-    train     a training step on documents of OpenWebText's lengths: only present slots and masked logits, against every slot of a padded canvas
-    sample    sampling steps: reveal first, then project only those slots, against logits for every slot at every step
+    head      vocabulary projection and loss on the same slots: plain, MDM-Prime's joint loss, digit marginals (ell = 4)
+    train     a training step of each method on documents of OpenWebText's lengths (mdm and prime: on full canvases)
+    cost      time per document token of a flexmdm step against the length of a document, and against their number
+    sample    sampling on a fixed canvas, in random order and by confidence, and with insertion
 
-One worked number: at a uniform time half of a document's tokens exist and a quarter are masked, so at d = 768, 12 layers, V = 50257 a FlexMDM
-step needs 104 of the dense path's 247 MFLOP per document token, and the padding of documents to 1024 wastes another factor of 1.6.
+`dense` is the usual way through the same network: every slot of a padded canvas, logits for all of them. `ours` is this project's: only
+slots that exist go through the blocks, only slots whose answer is needed through the vocabulary projection. Runs take turns; a time is the
+median, the brackets hold the fastest and the slowest. memory: the peak above what the process held before the run. mfu: the FLOPs that the
+method needs (6 per weight and slot: present slots in the blocks, masked ones in the projection; 2 when sampling; attention not counted)
+over time and over the matmul rate that this machine was just seen to reach; a dense path does more work, none of which counts.
+
+One worked number: at a uniform time half of a document's tokens exist and a quarter are masked, so at 768 wide, 12 layers, V = 50257 a
+flexmdm step needs 0.31 MFLOP in the blocks and 0.06 in the projection per document token, of 0.53 and 0.23 for every slot.
 """
+import csv
+import ctypes
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 
@@ -24,170 +31,271 @@ import model
 import prime
 import rates
 import sample
-from common import Fail, flag, main, parse
+import train
+from common import Fail, aside, flag, main, parse
+
+PRESETS = {
+    "cpu": dict(n_layer=6, n_head=4, n_embd=256, documents=2, slots=512, canvas=64, repeats=3),
+    "cuda": dict(n_layer=12, n_head=12, n_embd=768, documents=64, slots=8192, canvas=1024, repeats=10),
+}
+LENGTHS = [324, 478, 540, 582, 628, 681, 743, 822, 921, 1024]          # deciles of OpenWebText's documents, split to 1024 tokens
+COLUMNS = ("case", "path", "ms", "tokens_per_s", "memory_mb", "mfu")
+LINEAR = interpolant.schedule("linear")
+WIDTH = 768                                                            # of the head's states: the paper's model
 
 
 @dataclass
 class Args:
-    only: str = flag("", "one of the parts", ("", "head", "train", "sample"))
-    V: int = flag(50257, "tokens")
-    n_layer: int = flag(4, "blocks")
-    n_head: int = flag(6, "heads")
-    n_embd: int = flag(384, "width")
-    block_size: int = flag(1024, "canvas")
-    documents: int = flag(4, "documents in a batch")
-    slots: int = flag(1024, "slots of the head's benchmark")
-    steps: int = flag(64, "sampling steps")
-    repeats: int = flag(5, "how often each is timed; the median counts")
+    only: str = flag("", "parts, separated by commas: head, train, cost, sample; empty: all")
+    csv: str = flag("", "also write the table here")
+    V: int = flag(50257, "tokens", low=2)
+    n_layer: int = flag(6, "blocks (this and what follows: the CPU's preset)")
+    n_head: int = flag(4, "heads")
+    n_embd: int = flag(256, "width")
+    block_size: int = flag(1024, "the most tokens of a document", low=2)
+    documents: int = flag(2, "documents in a training step")
+    slots: int = flag(512, "slots of the head")
+    canvas: int = flag(64, "tokens of a sampled document", low=2)
+    steps: str = flag("64,256,1024", "sampling steps")
+    repeats: int = flag(3, "how often each is timed, after one more to warm up")
     device: str = flag("auto", "auto, cpu, cuda")
-    memory_of: str = flag("", "used by this script itself: measure the peak memory of one head and print it")
 
 
-def timed(device, runs, repeats):
-    """{name: median seconds} of interleaved runs, after one warm-up each."""
-    seconds = {name: [] for name in runs}
-    for k in range(repeats + 1):
-        for name, run in runs.items():
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            began = time.perf_counter()
+class Bench:
+    """Times runs against each other and keeps the table."""
+
+    def __init__(self, args, device):
+        self.args, self.device, self.rows = args, device, []
+        self.cuda = device.startswith("cuda")
+        size = 8192 if self.cuda else 1024
+        a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16 if self.cuda else torch.float32) for _ in range(2))
+        self.ceiling = 2 * size ** 3 / min(self.seconds(lambda: a @ b) for _ in range(10))
+        print(f"matmul of {size} x {size}, {a.dtype}: {self.ceiling / 1e9:,.0f} GFLOP/s", flush=True)
+
+    def seconds(self, run):
+        if self.cuda:
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        run()
+        if self.cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    def peak(self, run):
+        """MB above what is held before the run."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
             run()
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            if k:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(s) for name, s in seconds.items()}
+            return (torch.cuda.max_memory_allocated() - before) / 1e6
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+            with open("/proc/self/clear_refs", "w") as f:              # Linux: forget the peak so far
+                f.write("5")
+            status = lambda key: int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) / 1e3
+            before = status("VmRSS")
+            run()
+            return status("VmHWM") - before
+        except (OSError, AttributeError):                              # elsewhere: not measured
+            run()
+            return float("nan")
 
-
-def report(title, seconds, base, extra=lambda name: ""):
-    print(title)
-    for name, s in seconds.items():
-        print(f"  {name:<44}{1000 * s:>10.1f} ms   {s / seconds[base]:>6.2f} of the time, {seconds[base] / s:>5.2f}x as fast{extra(name)}", flush=True)
+    def compare(self, case, runs, tokens, flops=None, repeats=None):
+        """runs: {path: closure}; the first is what the others are compared with. flops: what the case needs, or a function of the path."""
+        memory = {path: self.peak(run) for path, run in runs.items()}                          # also the warm-up
+        taken = {path: [] for path in runs}
+        for _ in range(repeats or self.args.repeats):
+            for path, run in runs.items():
+                taken[path].append(self.seconds(run))
+        base, base_memory = (next(iter(x.values())) for x in (taken, memory))
+        for path, s in taken.items():
+            median = statistics.median(s)
+            mfu = flops() / median / self.ceiling if flops else float("nan")
+            self.rows.append(dict(case=case, path=path, ms=f"{1000 * median:.2f}", tokens_per_s=f"{tokens / median:.1f}", memory_mb=f"{memory[path]:.0f}", mfu=f"{mfu:.3f}"))
+            print(f"{case:<42} {path:<18} {1000 * median:>9.1f} ms [{1000 * min(s):.0f}..{1000 * max(s):.0f}] {tokens / median:>9.0f} tokens/s {memory[path]:>7.0f} MB"
+                  + (f"  mfu {100 * mfu:>4.1f}%" if flops else "") + (f"   {statistics.median(base) / median:>5.2f}x as fast, {memory[path] / base_memory:.2f}x the memory"
+                  if path != next(iter(runs)) else ""), flush=True)
 
 
 # ---- the head ------------------------------------------------------------------------------------------------------------------------
 
-HEADS = {"plain, ell = 1": (1, True), "MDM-Prime joint, ell = 4": (4, True), "digit marginals, ell = 4": (4, False)}
+def bench_head(bench, args):
+    """Projection of args.slots random states, every one with a masked digit, and the loss, forward and backward."""
+    def head(ell, joint):
+        code, layer = prime.Code(args.V, ell), torch.nn.Linear(WIDTH, args.V, bias=False, device=bench.device)
+        torch.manual_seed(0)
+        d = code.encode(torch.randint(args.V, (args.slots,)))
+        y = torch.where(torch.rand(d.shape) < 0.5, code.mask, d)
+        y[:, 0] = torch.where((y == code.mask).any(1), y[:, 0], code.mask)
+        y, d, h = y.to(bench.device), d.to(bench.device), torch.randn(args.slots, WIDTH, device=bench.device, requires_grad=True)
+
+        def run():
+            with torch.autocast(bench.device.split(":")[0], torch.bfloat16, enabled=bench.cuda):
+                rates.slot_nll(layer(h), y, d, code, joint).sum().backward()
+            layer.weight.grad = h.grad = None
+        return run
+
+    bench.compare(f"head, {args.slots} slots of {WIDTH}", {"plain": head(1, True), "prime 4, joint": head(4, True), "prime 4, marginal": head(4, False)}, args.slots,
+                  lambda: 6 * args.slots * WIDTH * args.V, repeats=3 * args.repeats)
 
 
-def head_run(name, args, device):
-    """A closure that projects args.slots random states, every one with a masked digit, and runs the loss forward and backward."""
-    ell, joint = HEADS[name]
-    code = prime.Code(args.V, ell)
-    torch.manual_seed(0)
-    d = code.encode(torch.randint(args.V, (args.slots,)))
-    y = torch.where(torch.rand(d.shape) < 0.5, code.mask, d)
-    y[:, 0] = torch.where((y == code.mask).any(1), y[:, 0], code.mask)
-    y, d = y.to(device), d.to(device)
-    head = torch.nn.Linear(args.n_embd, args.V, bias=False, device=device)
-    h = torch.randn(args.slots, args.n_embd, device=device, requires_grad=True)
+# ---- training ------------------------------------------------------------------------------------------------------------------------
 
-    def run():
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=device.startswith("cuda")):
-            rates.slot_nll(head(h), y, d, code, joint).sum().backward()
-        head.weight.grad = h.grad = None
-
-    return run
+def network(args, bench, method, block_size):
+    net = model.build(model.Config(V=args.V, ell=2 if "prime" in method else 1, block_size=block_size, insertion=train.METHODS[method], n_layer=args.n_layer,
+                                   n_head=args.n_head, n_embd=args.n_embd, causal=method == "ar")).to(bench.device)
+    if bench.cuda:
+        net.trunk = torch.compile(net._trunk, dynamic=True)
+    return net
 
 
-def peak_memory(name, args, device):
-    """MB above what the tables and the layer take: the peak of one run."""
-    run = head_run(name, args, device)
-    if device.startswith("cuda"):
-        run()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    run()
-    with open("/proc/self/clear_refs", "w") as f:                      # Linux: forget the peak so far
-        f.write("5")
-    status = lambda key: int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) / 1e3
-    before = status("VmRSS")
-    run()
-    return status("VmHWM") - before
+class Counted:
+    """A predict that counts the slots which exist and the slots which are asked for."""
+
+    def __init__(self, net):
+        self.net, self.present, self.asked = net, 0, 0
+        self.inner = sum(p.numel() for name, p in net.named_parameters() if name.startswith("blocks.") and p.ndim == 2 and "adaln" not in name)
+
+    def __call__(self, y, n, t, at):
+        self.present, self.asked = self.present + int(n.sum()), self.asked + int(at.sum())
+        return self.net(y, n, t, at)
+
+    def flops(self, per_weight):
+        return per_weight * (self.present * self.inner + self.asked * self.net.head.weight.numel())
 
 
-def bench_head(args, device):
-    seconds = timed(device, {name: head_run(name, args, device) for name in HEADS}, args.repeats)
-    memory = {}
-    for name in HEADS:                                                 # peaks only ever grow, so each is measured in a process of its own
-        words = [sys.executable, __file__, f"--memory_of={name}", f"--V={args.V}", f"--n_embd={args.n_embd}", f"--slots={args.slots}", f"--device={device}"]
-        memory[name] = float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
-    base = next(iter(HEADS))
-    report(f"head: {args.slots} slots, V = {args.V}, d = {args.n_embd}, forward and backward", seconds, base,
-           lambda name: f"   {memory[name]:>7.0f} MB, {memory[name] / memory[base]:.2f} of the memory")
-
-
-# ---- training and sampling -----------------------------------------------------------------------------------------------------------
-
-LENGTHS = [324, 478, 540, 582, 628, 681, 743, 822, 921, 1024]          # OpenWebText split to 1024 tokens: deciles
-
-
-def network(args, device, insertion):
-    config = model.Config(V=args.V, block_size=args.block_size, insertion=insertion, n_layer=args.n_layer, n_head=args.n_head, n_embd=args.n_embd)
-    return model.build(config).to(device)
-
-
-def dense(net, log_g_too=True):
+def dense(net):
     """The same network used the usual way: every slot of the padded canvas, logits for all of them; those asked for are picked afterwards."""
     def predict(y, n, t, at):
-        everything = torch.ones_like(at)
-        logits, log_g = net(y, torch.full_like(n, y.shape[1]), t, everything)
+        logits, log_g = net(y, torch.full_like(n, y.shape[1]), t, torch.ones_like(at))
         return logits[at.flatten().to(logits.device)], log_g
     return predict
 
 
-def bench_train(args, device):
-    torch.manual_seed(0)
-    n1 = torch.tensor([LENGTHS[i % 10] for i in torch.randperm(max(10, args.documents))[:args.documents]]) * args.block_size // 1024
-    x1 = torch.randint(args.V, (args.documents, args.block_size))
-    linear, instant = interpolant.schedule("linear"), interpolant.schedule("instant")
-    for method, insertion, lengths in (("flexmdm", linear, n1), ("mdm", instant, torch.full_like(n1, args.block_size))):
-        net = network(args, device, insertion.name)
+def step_of(net, predict, bench, method, n1, L):
+    """A training step: draw x_t, the loss, its gradient."""
+    x1, insertion = torch.randint(net.config.V, (len(n1), L)), interpolant.schedule(train.METHODS[method])
 
-        def step(predict):
-            torch.manual_seed(1)
-            t = (torch.arange(args.documents) + 0.5) / args.documents
-            with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=device.startswith("cuda")):
-                rates.nll(predict, net.code, x1, lengths, t, insertion, linear).sum().backward()
-            net.zero_grad(set_to_none=True)
-
-        seconds = timed(device, {"dense": lambda: step(dense(net)), "this project": lambda: step(net)}, args.repeats)
-        report(f"train, {method}: {args.documents} documents, {int(lengths.sum())} document tokens, {args.n_layer} x {args.n_embd}", seconds, "dense",
-               lambda name: f"   {int(lengths.sum()) / seconds[name]:>9.0f} tokens/s")
+    def run():
+        torch.manual_seed(1)
+        t = (torch.arange(len(n1)) + 0.5) / len(n1)
+        with torch.autocast(bench.device.split(":")[0], torch.bfloat16, enabled=bench.cuda):
+            if method == "ar":
+                loss = rates.next_token_nll(predict, net.code, x1, n1)
+            else:
+                loss = rates.nll(predict, net.code, x1, n1, t, insertion, LINEAR)
+        loss.sum().backward()
+        net.zero_grad(set_to_none=True)
+    return run
 
 
-def bench_sample(args, device):
-    net = network(args, device, "instant").eval()
-    instant, linear = interpolant.schedule("instant"), interpolant.schedule("linear")
-    L = min(256, args.block_size)
+def needed(net, bench, method, n1, L):
+    """FLOPs of a step without waste."""
+    counted = Counted(net)
+    step_of(net, counted, bench, method, n1, L)()
+    return lambda: counted.flops(6)
 
-    @torch.no_grad()
-    def draw(predict, order):
-        torch.manual_seed(2)
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=device.startswith("cuda")):
-            sample.generate(predict, net.code, 2, L, args.steps, instant, linear, order)
 
-    runs = {f"{how}, {order}": (lambda predict=predict, order=order: draw(predict, order))
-            for order in ("random", "top_prob") for how, predict in (("dense", dense(net)), ("this project", net))}
-    seconds = timed(device, runs, max(1, args.repeats // 2))
-    for order in ("random", "top_prob"):
-        report(f"sample, mdm, {order}: 2 canvases of {L}, {args.steps} steps", {k: v for k, v in seconds.items() if k.endswith(order)}, f"dense, {order}")
+def bench_train(bench, args):
+    L, B = args.block_size, args.documents
+    n1 = torch.tensor([LENGTHS[int(10 * (i + 0.5) / B)] * L // 1024 for i in range(B)])
+    for method in train.METHODS:
+        net = network(args, bench, method, L)
+        net.defer = 8192 if bench.cuda else 0
+        lengths = torch.full_like(n1, L) if method in ("mdm", "prime") else n1
+        bench.compare(f"train, {method}, {B} documents up to {L}", {"dense": step_of(net, dense_of(net), bench, method, lengths, L),
+                      "ours": step_of(net, net, bench, method, lengths, L)}, int(lengths.sum()), needed(net, bench, method, lengths, L))
+
+
+def dense_of(net):
+    """dense, with all logits at once."""
+    predict = dense(net)
+
+    def ask(*inputs):
+        kept, net.defer = net.defer, 0
+        try:
+            return predict(*inputs)
+        finally:
+            net.defer = kept
+    return ask
+
+
+def bench_cost(bench, args):
+    small, large = (256, 4096)
+    net = network(args, bench, "flexmdm", large)
+    net.defer = 8192 if bench.cuda else 0
+    total = large * (16 if bench.cuda else 1)
+    for L in (256, 512, 1024, 2048, 4096):                             # the same number of tokens, in longer documents
+        n1 = torch.full((total // L,), L)
+        bench.compare(f"cost, flexmdm, {len(n1)} of {L}", {"ours": step_of(net, net, bench, "flexmdm", n1, L)}, total, needed(net, bench, "flexmdm", n1, L), repeats=2)
+    for B in (8, 16, 32, 64) if bench.cuda else (1, 2, 4, 8):
+        n1 = torch.full((B,), small * (4 if bench.cuda else 1))
+        bench.compare(f"cost, flexmdm, {B} of {int(n1[0])}", {"ours": step_of(net, net, bench, "flexmdm", n1, int(n1[0]))}, int(n1.sum()),
+                      needed(net, bench, "flexmdm", n1, int(n1[0])), repeats=2)
+
+
+# ---- sampling ------------------------------------------------------------------------------------------------------------------------
+
+def bench_sample(bench, args):
+    """A fixed canvas; and insertion, the gap head replaced by one that grows documents to the whole canvas (an untrained one grows none)."""
+    L, B = args.canvas, 16 if bench.cuda else 1
+    steps = [int(s) for s in args.steps.split(",")]
+    for method, order in (("mdm", "random"), ("flexmdm", "random"), ("mdm", "top_prob")):
+        net = network(args, bench, method, L).eval()
+
+        def grown(predict):
+            def ask(y, n, t, at):
+                logits, log_g = predict(y, n, t, at)
+                return logits, None if log_g is None else ((L - n) / (n + 1.0)).log()[:, None].expand(-1, y.shape[1] + 1)
+            return ask
+
+        def draw(predict, S):
+            @torch.no_grad()
+            def run():
+                torch.manual_seed(2)
+                with torch.autocast(bench.device.split(":")[0], torch.bfloat16, enabled=bench.cuda):
+                    sample.generate(predict, net.code, B, L, S, interpolant.schedule(train.METHODS[method]), LINEAR, order)
+            return run
+
+        def full(y, n, t, at):                                         # the sampler crops to the current length; the dense path does not
+            wide = torch.full((B, L, 1), net.code.pad)
+            wide[:, :y.shape[1]] = y
+            all_at = torch.zeros(B, L, dtype=torch.bool)
+            all_at[:, :y.shape[1]] = at
+            logits, log_g = dense(net)(wide, n, t, all_at)
+            return logits, None if log_g is None else log_g[:, :y.shape[1] + 1]
+
+        for S in steps if order == "random" else steps[:2]:
+            counted = Counted(net)
+            draw(grown(counted), S)()
+            bench.compare(f"sample, {method}, {order}, {B} of {L}, {S} steps", {"dense": draw(grown(full), S), "ours": draw(grown(net), S)}, B * L,
+                          lambda: counted.flops(2), repeats=1 if S > 64 and not bench.cuda else None)
+
+
+PARTS = {"head": bench_head, "train": bench_train, "cost": bench_cost, "sample": bench_sample}
 
 
 def run(argv=None):
     args = parse(Args, __doc__, argv)
     device = model.pick_device(args.device)
-    if args.memory_of:
-        if args.memory_of not in HEADS:
-            raise Fail(f"--memory_of takes one of {', '.join(HEADS)}")
-        print(peak_memory(args.memory_of, args, device))
-        return
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads" if device == "cpu" else f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
-    for name, bench in (("head", bench_head), ("train", bench_train), ("sample", bench_sample)):
-        if args.only in ("", name):
-            bench(args, device)
+    for name, value in PRESETS["cuda" if device.startswith("cuda") else "cpu"].items():
+        if name not in args.named:
+            setattr(args, name, value)
+    parts = args.only.split(",") if args.only else list(PARTS)
+    for part in parts:
+        if part not in PARTS:
+            raise Fail(f"--only {part}: choose from {', '.join(PARTS)}")
+    if not all(s.isdigit() and 0 < int(s) < 10 ** 6 for s in args.steps.split(",")):
+        raise Fail(f"--steps {args.steps} must be whole numbers separated by commas, as in 64,256")
+    print(f"torch {torch.__version__}, " + (f"{device}, {torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()))
+    bench = Bench(args, device)
+    for part in parts:
+        PARTS[part](bench, args)
+    if args.csv:
+        with aside(args.csv, newline="") as f:
+            table = csv.DictWriter(f, COLUMNS, lineterminator="\n")
+            table.writeheader()
+            table.writerows(bench.rows)
 
 
 if __name__ == "__main__":

@@ -83,9 +83,9 @@ class Code:
             tokens = self.on(y.device)["digits"][:, 0]
             return (y == self.mask) | (y == tokens)
         table = self.on(y.device)["table"]
-        ok = table[0][y[:, 0]]
+        ok = table[0].index_select(0, y[:, 0])
         for j in range(1, self.ell):
-            ok &= table[j][y[:, j]]
+            ok &= table[j].index_select(0, y[:, j])
         return ok
 
     def marginals(self, p):

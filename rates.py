@@ -46,7 +46,19 @@ def phi(k, log_g):
 def restrict(logits, y, code):
     """Logits (M, V) -> float32 (or float64) with -inf where a token disagrees with the revealed digits of its slot y (M, ell)."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    return logits if code.ell == 1 else logits.masked_fill(~code.agrees(y), -torch.inf)
+    return logits if code.ell == 1 else Restrict.apply(logits, code.agrees(y))
+
+
+class Restrict(torch.autograd.Function):
+    """torch.where(ok, logits, -inf), whose gradient passes as it is: a softmax follows, and its gradient is zero at -inf already."""
+
+    @staticmethod
+    def forward(ctx, logits, ok):
+        return torch.where(ok, logits, -torch.inf)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
 
 
 def log_marginals(logits, y, code):
