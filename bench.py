@@ -20,6 +20,7 @@ flexmdm step needs 0.31 MFLOP in the blocks and 0.06 in the projection per docum
 """
 import csv
 import ctypes
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -35,8 +36,8 @@ import train
 from common import Fail, aside, flag, main, parse
 
 PRESETS = {
-    "cpu": dict(n_layer=6, n_head=4, n_embd=256, documents=2, slots=512, canvas=64, repeats=3),
-    "cuda": dict(n_layer=12, n_head=12, n_embd=768, documents=64, slots=8192, canvas=1024, repeats=10),
+    "cpu": dict(n_layer=4, n_head=4, n_embd=256, block_size=512, documents=4, slots=512, canvas=128, batch=4, steps="64", repeats=2),
+    "cuda": dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, documents=64, slots=8192, canvas=1024, batch=16, steps="64,256,1024", repeats=10),
 }
 LENGTHS = [324, 478, 540, 582, 628, 681, 743, 822, 921, 1024]          # deciles of OpenWebText's documents, split to 1024 tokens
 COLUMNS = ("case", "path", "ms", "tokens_per_s", "memory_mb", "mfu")
@@ -49,15 +50,16 @@ class Args:
     only: str = flag("", "parts, separated by commas: head, train, cost, sample; empty: all")
     csv: str = flag("", "also write the table here")
     V: int = flag(50257, "tokens", low=2)
-    n_layer: int = flag(6, "blocks (this and what follows: the CPU's preset)")
+    n_layer: int = flag(4, "blocks (this and what follows: the CPU's preset)")
     n_head: int = flag(4, "heads")
     n_embd: int = flag(256, "width")
-    block_size: int = flag(1024, "the most tokens of a document", low=2)
-    documents: int = flag(2, "documents in a training step")
+    block_size: int = flag(512, "the most tokens of a document; lengths are OpenWebText's, to this scale", low=2)
+    documents: int = flag(4, "documents in a training step")
     slots: int = flag(512, "slots of the head")
-    canvas: int = flag(64, "tokens of a sampled document", low=2)
-    steps: str = flag("64,256,1024", "sampling steps")
-    repeats: int = flag(3, "how often each is timed, after one more to warm up")
+    canvas: int = flag(128, "tokens of a sampled document", low=2)
+    batch: int = flag(4, "documents that are sampled together")
+    steps: str = flag("64", "sampling steps, separated by commas; more than 64 are timed once on a CPU, without a warm-up")
+    repeats: int = flag(2, "how often each is timed, after one more to warm up")
     device: str = flag("auto", "auto, cpu, cuda")
 
 
@@ -82,39 +84,38 @@ class Bench:
         return time.perf_counter() - began
 
     def peak(self, run):
-        """MB above what is held before the run."""
+        """MB above what is held before the run, and the seconds of the run."""
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            run()
-            return (torch.cuda.max_memory_allocated() - before) / 1e6
+            seconds = self.seconds(run)
+            return (torch.cuda.max_memory_allocated() - before) / 1e6, seconds
         try:
             ctypes.CDLL(None).malloc_trim(0)
             with open("/proc/self/clear_refs", "w") as f:              # Linux: forget the peak so far
                 f.write("5")
             status = lambda key: int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) / 1e3
             before = status("VmRSS")
-            run()
-            return status("VmHWM") - before
         except (OSError, AttributeError):                              # elsewhere: not measured
-            run()
-            return float("nan")
+            return math.nan, self.seconds(run)
+        seconds = self.seconds(run)
+        return status("VmHWM") - before, seconds
 
     def compare(self, case, runs, tokens, flops=None, repeats=None):
-        """runs: {path: closure}; the first is what the others are compared with. flops: what the case needs, or a function of the path."""
-        memory = {path: self.peak(run) for path, run in runs.items()}                          # also the warm-up
-        taken = {path: [] for path in runs}
-        for _ in range(repeats or self.args.repeats):
+        """runs: {path: closure}; the first is what the others are compared with. flops: what the case needs. repeats=0: the warm-up counts."""
+        repeats = self.args.repeats if repeats is None else repeats
+        warm = {path: self.peak(run) for path, run in runs.items()}
+        taken = {path: [] if repeats else [seconds] for path, (_, seconds) in warm.items()}
+        for _ in range(repeats):
             for path, run in runs.items():
                 taken[path].append(self.seconds(run))
-        base, base_memory = (next(iter(x.values())) for x in (taken, memory))
+        base = next(iter(runs))
         for path, s in taken.items():
-            median = statistics.median(s)
-            mfu = flops() / median / self.ceiling if flops else float("nan")
-            self.rows.append(dict(case=case, path=path, ms=f"{1000 * median:.2f}", tokens_per_s=f"{tokens / median:.1f}", memory_mb=f"{memory[path]:.0f}", mfu=f"{mfu:.3f}"))
-            print(f"{case:<42} {path:<18} {1000 * median:>9.1f} ms [{1000 * min(s):.0f}..{1000 * max(s):.0f}] {tokens / median:>9.0f} tokens/s {memory[path]:>7.0f} MB"
-                  + (f"  mfu {100 * mfu:>4.1f}%" if flops else "") + (f"   {statistics.median(base) / median:>5.2f}x as fast, {memory[path] / base_memory:.2f}x the memory"
-                  if path != next(iter(runs)) else ""), flush=True)
+            median, memory = statistics.median(s), warm[path][0]
+            mfu = flops / median / self.ceiling
+            self.rows.append(dict(case=case, path=path, ms=f"{1000 * median:.2f}", tokens_per_s=f"{tokens / median:.1f}", memory_mb=f"{memory:.0f}", mfu=f"{mfu:.3f}"))
+            print(f"{case:<42} {path:<18} {1000 * median:>9.1f} ms [{1000 * min(s):.0f}..{1000 * max(s):.0f}] {tokens / median:>8.0f} tokens/s {memory:>6.0f} MB  mfu {100 * mfu:>4.1f}%"
+                  + (f"   {statistics.median(taken[base]) / median:>5.2f}x as fast, {memory / warm[base][0]:.2f}x the memory" if path != base else ""), flush=True)
 
 
 # ---- the head ------------------------------------------------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ def bench_head(bench, args):
         return run
 
     bench.compare(f"head, {args.slots} slots of {WIDTH}", {"plain": head(1, True), "prime 4, joint": head(4, True), "prime 4, marginal": head(4, False)}, args.slots,
-                  lambda: 6 * args.slots * WIDTH * args.V, repeats=3 * args.repeats)
+                  6 * args.slots * WIDTH * args.V, repeats=3 * args.repeats)
 
 
 # ---- training ------------------------------------------------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ def dense(net):
     return predict
 
 
-def step_of(net, predict, bench, method, n1, L):
+def step_of(net, predict, bench, method, n1, L, backward=True):
     """A training step: draw x_t, the loss, its gradient."""
     x1, insertion = torch.randint(net.config.V, (len(n1), L)), interpolant.schedule(train.METHODS[method])
 
@@ -184,16 +185,18 @@ def step_of(net, predict, bench, method, n1, L):
                 loss = rates.next_token_nll(predict, net.code, x1, n1)
             else:
                 loss = rates.nll(predict, net.code, x1, n1, t, insertion, LINEAR)
-        loss.sum().backward()
-        net.zero_grad(set_to_none=True)
+        if backward:
+            loss.sum().backward()
+            net.zero_grad(set_to_none=True)
     return run
 
 
 def needed(net, bench, method, n1, L):
     """FLOPs of a step without waste."""
     counted = Counted(net)
-    step_of(net, counted, bench, method, n1, L)()
-    return lambda: counted.flops(6)
+    with torch.no_grad():
+        step_of(net, counted, bench, method, n1, L, backward=False)()
+    return counted.flops(6)
 
 
 def bench_train(bench, args):
@@ -221,24 +224,23 @@ def dense_of(net):
 
 
 def bench_cost(bench, args):
-    small, large = (256, 4096)
-    net = network(args, bench, "flexmdm", large)
+    net = network(args, bench, "flexmdm", 4096)
     net.defer = 8192 if bench.cuda else 0
-    total = large * (16 if bench.cuda else 1)
+    total = 65536 if bench.cuda else 4096
     for L in (256, 512, 1024, 2048, 4096):                             # the same number of tokens, in longer documents
         n1 = torch.full((total // L,), L)
-        bench.compare(f"cost, flexmdm, {len(n1)} of {L}", {"ours": step_of(net, net, bench, "flexmdm", n1, L)}, total, needed(net, bench, "flexmdm", n1, L), repeats=2)
+        bench.compare(f"cost, flexmdm, {len(n1)} of {L}", {"ours": step_of(net, net, bench, "flexmdm", n1, L)}, total, needed(net, bench, "flexmdm", n1, L), repeats=1 + bench.cuda)
     for B in (8, 16, 32, 64) if bench.cuda else (1, 2, 4, 8):
-        n1 = torch.full((B,), small * (4 if bench.cuda else 1))
+        n1 = torch.full((B,), 1024 if bench.cuda else 256)
         bench.compare(f"cost, flexmdm, {B} of {int(n1[0])}", {"ours": step_of(net, net, bench, "flexmdm", n1, int(n1[0]))}, int(n1.sum()),
-                      needed(net, bench, "flexmdm", n1, int(n1[0])), repeats=2)
+                      needed(net, bench, "flexmdm", n1, int(n1[0])), repeats=1 + bench.cuda)
 
 
 # ---- sampling ------------------------------------------------------------------------------------------------------------------------
 
 def bench_sample(bench, args):
     """A fixed canvas; and insertion, the gap head replaced by one that grows documents to the whole canvas (an untrained one grows none)."""
-    L, B = args.canvas, 16 if bench.cuda else 1
+    L, B = args.canvas, args.batch
     steps = [int(s) for s in args.steps.split(",")]
     for method, order in (("mdm", "random"), ("flexmdm", "random"), ("mdm", "top_prob")):
         net = network(args, bench, method, L).eval()
@@ -265,11 +267,11 @@ def bench_sample(bench, args):
             logits, log_g = dense(net)(wide, n, t, all_at)
             return logits, None if log_g is None else log_g[:, :y.shape[1] + 1]
 
-        for S in steps if order == "random" else steps[:2]:
+        for S in steps if order == "random" else steps[:1]:
             counted = Counted(net)
             draw(grown(counted), S)()
             bench.compare(f"sample, {method}, {order}, {B} of {L}, {S} steps", {"dense": draw(grown(full), S), "ours": draw(grown(net), S)}, B * L,
-                          lambda: counted.flops(2), repeats=1 if S > 64 and not bench.cuda else None)
+                          counted.flops(2), repeats=0 if S > 64 and not bench.cuda else None)
 
 
 PARTS = {"head": bench_head, "train": bench_train, "cost": bench_cost, "sample": bench_sample}

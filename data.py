@@ -6,7 +6,8 @@
     python data.py notes.jsonl --field body     # any .txt, .jsonl or .jsonl.gz of yours
 
 On disk it is nanoGPT's format: train.bin and val.bin, uint16 token ids, each document followed by the end-of-text id (GPT-2: 50256), so that a
-folder made by nanoGPT works as it is. meta.json beside them (tokenizer, counts, checksums) is written last. Documents longer than block_size
+folder made by nanoGPT works as it is. uint32 where the vocabulary needs it, or where a .jsonl holds tasks, whose given part is marked by the
+highest bit: {"prompt", "completion"}, {"question", "answer"} (GSM8K's) or {"prefix", "middle", "suffix"} a line. meta.json beside them (tokenizer, counts, checksums) is written last. Documents longer than block_size
 are split at the blank line nearest the middle, recursively, and the blank line is dropped (as in FlexMDM's released code).
 
 Worked number: block_size 4 and the 7 bytes `ab\\n\\ncde`: the blank line at 2 is nearest the middle, 3, so the chunks are `ab` and `cde`.
@@ -57,6 +58,7 @@ from common import Fail, aside, flag, main, nearest, parse
 BUILT_IN = {"python": 64, "functions": 1024, "brackets": 64, "owt": 1024}           # name -> block_size unless asked otherwise
 SUFFIXES = (".tar", ".xz", ".txt", ".jsonl", ".jsonl.gz", ".zst", ".parquet")
 OWT = "https://huggingface.co/datasets/Skylion007/openwebtext/resolve/8cfd553694d06979cfec29248b200468786f0294/subsets/urlsf_subset{00..20}.tar"
+GIVEN = 2**31                                       # added to the ids of tokens that a task gives
 LIMIT = 2**26                                       # no document and no member of an archive may be longer (characters, bytes)
 BATCH = 2**20                                       # characters that are tokenised at a time
 NOTE = 100                                          # batches after which preparing.json is brought up to date
@@ -66,26 +68,48 @@ WINDOW = 2**24                                      # tokens of a bin that are l
 # ---- tokenizers
 
 class Tokenizer:
-    """'bytes': utf-8 bytes, V = 256; NUL is the end of text, and dropped from texts. 'gpt2': tiktoken's GPT-2, V = 50257."""
+    """'bytes': utf-8 bytes, V = 256; NUL is the end of text, and dropped from texts. 'gpt2': tiktoken's GPT-2, V = 50257. A folder with a
+    tokenizer.json and a config.json: a pretrained model's (llada.py); its pad token ends a text, as in that model's training."""
 
     def __init__(self, name):
-        if name not in ("bytes", "gpt2"):
-            raise Fail(f"unknown tokenizer {name!r}: it is bytes or gpt2")
         self.name = name
-        self.vocab_size, self.eot, self.newline = (256, 0, [10, 10]) if name == "bytes" else (50257, 50256, [198, 198])
+        if name == "bytes":
+            self.vocab_size, self.eot, self.newline = 256, 0, [10, 10]
+        elif name == "gpt2":
+            self.vocab_size, self.eot, self.newline = 50257, 50256, [198, 198]
+        elif isinstance(name, str) and os.path.exists(os.path.join(name, "tokenizer.json")):
+            self.vocab_size, self.eot = hub(name)[1:]
+            line = self.encode("\n")
+            self.newline = line + line if len(line) == 1 else [-1, -1]
+        else:
+            raise Fail(f"unknown tokenizer {name!r}: it is bytes, gpt2, or a folder with a tokenizer.json")
 
     def encode(self, text):
         """Ordinary text only: '<|endoftext|>' in a text is thirteen characters, not a symbol."""
         data = text.encode("utf-8", "replace")      # a lone surrogate, which JSON can smuggle in, becomes a question mark
-        return list(data.replace(b"\0", b"")) if self.name == "bytes" else gpt2().encode_ordinary(data.decode())
+        if self.name == "bytes":
+            return list(data.replace(b"\0", b""))
+        return (gpt2() if self.name == "gpt2" else hub(self.name)[0]).encode_ordinary(data.decode())
 
     def decode(self, ids):
         """Never raises: ends of text and ids out of range are dropped, broken utf-8 becomes U+FFFD."""
         ids = [i for i in map(int, ids) if 0 <= i < self.vocab_size and i != self.eot]
-        return bytes(ids).decode("utf-8", "replace") if self.name == "bytes" else gpt2().decode(ids)
+        if self.name == "bytes":
+            return bytes(ids).decode("utf-8", "replace")
+        return (gpt2() if self.name == "gpt2" else hub(self.name)[0]).decode(ids)
 
     def spec(self):
         return {"name": self.name}
+
+    @property
+    def tag(self):
+        """The name; for a pretrained model's, one that does not depend on where its folder is."""
+        folder = os.path.basename(os.path.abspath(self.name))
+        return self.name if self.name in ("bytes", "gpt2") else f"{folder}-{sha256(os.path.join(self.name, 'tokenizer.json'))[:8]}"
+
+    @property
+    def wide(self):
+        return self.vocab_size > 1 << 16
 
 
 def tokenizer_from(spec):
@@ -103,6 +127,13 @@ def gpt2():
         raise Fail(f"the GPT-2 vocabulary is not here and cannot be fetched ({type(e).__name__}): get vocab.bpe and encoder.json from "
                    f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/, and put them as 6d1cbeee0f20b3d9449abfede4726ed8212e3aee "
                    f"and 6c7ea1a7e38e3a7f062df639a5b80947f075ffe6 into {folder}") from None
+
+
+@functools.cache
+def hub(folder):
+    """(tiktoken.Encoding, vocabulary size, end-of-text id) of a pretrained model's folder."""
+    import llada                                    # only here: it needs torch, which the processes that tokenise text do without
+    return llada.vocabulary(folder)
 
 
 def needed(module, sentence):
@@ -141,8 +172,9 @@ class Documents:
         except OSError as e:
             raise Fail(f"cannot read {path}: {e.strerror}") from None
         self.stamp = size, _ = self.state()
-        if size == 0 or size % 2:
-            raise Fail(f"{path} is {'of odd size' if size else 'empty'}, so it is no file of uint16 tokens: delete it and prepare the data again")
+        self.dtype = np.dtype(read_json(os.path.join(os.path.dirname(path), "meta.json")).get("dtype", "<u4" if tokenizer.wide else "<u2"))
+        if size == 0 or size % self.dtype.itemsize:
+            raise Fail(f"{path} is {'of odd size' if size else 'empty'}, so it is no file of {self.dtype.name} tokens: delete it and prepare the data again")
         table = index(self)
         self.starts, self.lengths = table[1:, 0].copy(), table[1:, 1].astype(np.int32)                  # (N,) (N,)
         self.tokens = int(self.lengths.sum(dtype=np.int64))
@@ -159,7 +191,8 @@ class Documents:
         return s.st_size, s.st_mtime_ns
 
     def batch(self, ids):
-        """-> x (B, L) int64, right-padded with 0, and n (B,) int64, the lengths; L is the longest of the batch."""
+        """-> x (B, L) int64, right-padded with 0; n (B,) int64, the lengths; given (B, L) bool, what a task gives, or None where nothing is.
+        L is the longest of the batch."""
         import torch                                # only here: the processes that tokenise do without its seconds and its 250 MB
         if self.state() != self.stamp:
             raise Fail(f"{self.path} changed while it was in use: put the old file back and resume, or start again")
@@ -167,17 +200,19 @@ class Documents:
         x = np.zeros((len(n), int(n.max(initial=0))), dtype=np.int64)                                   # (B, L)
         for row, i in enumerate(ids):
             x[row, :n[row]] = self.read(i)
-        return torch.from_numpy(x), torch.from_numpy(n.astype(np.int64))
+        given = torch.from_numpy(x >= GIVEN) if self.dtype.itemsize > 2 else None
+        return torch.from_numpy(x % GIVEN), torch.from_numpy(n.astype(np.int64)), given
 
     def document(self, i):
-        return self.read(i).tolist()
+        return (self.read(i).astype(np.int64) % GIVEN).tolist()
 
     def read(self, i):
-        size = 2 * int(self.lengths[i])
-        data = os.pread(self.file.fileno(), size, 2 * int(self.starts[i]))
-        if len(data) != size:
+        """The ids of a document; GIVEN is added to those that are given."""
+        size, width = int(self.lengths[i]), self.dtype.itemsize
+        data = os.pread(self.file.fileno(), width * size, width * int(self.starts[i]))
+        if len(data) != width * size:
             raise Fail(f"{self.path} shrank while it was in use: delete it and prepare the data again")
-        return np.frombuffer(data, dtype="<u2")
+        return np.frombuffer(data, dtype=self.dtype)
 
 
 # ---- where the documents of a bin begin
@@ -196,9 +231,11 @@ def halve(start, end, breaks, block_size):
 
 
 def chunks(tokens, ends, tokenizer, block_size):
-    """Documents that end at `ends` -> (N, 2): start and length of every chunk."""
+    """Documents that end at `ends` -> (N, 2): start and length of every chunk. Tasks are not cut: one that is too long is left out."""
     starts = np.concatenate([[0], ends[:-1] + 1])
     fits, long = (ends > starts) & (ends - starts <= block_size), ends - starts > block_size
+    if tokens.dtype.itemsize > 2 and long.any():
+        long &= np.add.reduceat(tokens >= GIVEN, starts) == 0
     breaks = np.flatnonzero((tokens[:-1] == tokenizer.newline[0]) & (tokens[1:] == tokenizer.newline[1]))
     spans = zip(starts[long].tolist(), ends[long].tolist(), np.searchsorted(breaks, starts[long]), np.searchsorted(breaks, ends[long]))
     cut = list(itertools.chain.from_iterable(halve(s, e, breaks[lo:hi].tolist(), block_size) for s, e, lo, hi in spans))
@@ -209,14 +246,14 @@ def chunks(tokens, ends, tokenizer, block_size):
 def scan(docs):
     """Read a bin once, a window at a time -> (1 + N, 2) int64: a checksum and the largest id; then start and length of each chunk, in tokens.
     assumption: no document is longer than 4 windows, 67M tokens; a longer one is cut there."""
-    total, eot, largest, sha, rows = docs.stamp[0] // 2, docs.tokenizer.eot, 0, hashlib.sha256(), []
-    carry, base = np.empty(0, dtype="<u2"), 0                                        # a document that has not ended yet, and where it begins
+    width, eot, largest, sha, rows = docs.dtype.itemsize, docs.tokenizer.eot, 0, hashlib.sha256(), []
+    total, carry, base = docs.stamp[0] // width, np.empty(0, dtype=docs.dtype), 0                                # a document that has not ended yet, and where it begins
     with open(docs.path, "rb") as f:
         for at in range(0, total, WINDOW):
-            data = f.read(2 * min(WINDOW, total - at))
+            data = f.read(width * min(WINDOW, total - at))
             sha.update(data)
-            tokens = np.frombuffer(data[:len(data) // 2 * 2], dtype="<u2")
-            largest = max(largest, int(tokens.max(initial=0)))
+            tokens = np.frombuffer(data[:len(data) // width * width], dtype=docs.dtype)
+            largest = max(largest, int((tokens.astype(np.int64) % GIVEN).max(initial=0)))
             progress(f"{docs.path}: finding the documents | {at / total:.0%}")
             if docs.packing == "stream":
                 continue
@@ -241,11 +278,11 @@ def scan(docs):
 
 def index(docs):
     """scan(), cached beside the bin (where that can be written) under a name that a changed bin does not match."""
-    prefix = f"{docs.path}.{docs.tokenizer.name}.{docs.block_size}.{docs.packing}."
+    prefix = f"{docs.path}.{docs.tokenizer.tag}.{docs.block_size}.{docs.packing}."
     path, table = f"{prefix}{docs.stamp[0]:x}.{docs.stamp[1]:x}.npy", None
     with contextlib.suppress(OSError, ValueError, EOFError):
         table = np.load(path, allow_pickle=False)
-    if table is None or table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != 2 or table[1:].sum(1).max(initial=0) > docs.stamp[0] // 2:
+    if table is None or table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != 2 or table[1:].sum(1).max(initial=0) > docs.stamp[0] // docs.dtype.itemsize:
         table = scan(docs)
         with contextlib.suppress(Fail, OSError):
             with aside(path, "wb") as f:
@@ -254,7 +291,7 @@ def index(docs):
                 os.unlink(stale)
     if table[0, 1] >= docs.tokenizer.vocab_size:
         raise Fail(f"{docs.path} holds the id {table[0, 1]}, and the {docs.tokenizer.name} vocabulary ends at {docs.tokenizer.vocab_size - 1}: "
-                   f"it was made with another tokenizer, or it is no file of uint16 tokens")
+                   f"it was made with another tokenizer, or it is no file of {docs.dtype.name} tokens")
     return table
 
 
@@ -265,7 +302,7 @@ def text_hash(text):
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
-def tokenise(kind, payload, tokenizer, cut, tidy):
+def tokenise(kind, payload, tokenizer, cut, tidy, dtype="<u2"):
     """One batch of documents -> [for train and val: the bytes to append], [how many documents], the smallest hash seen.
     kind: 'texts' (val where the hash is below `cut`); 'train', 'val' (texts that know their side); 'xz' ((name, bytes) of a packed tar)."""
     texts = payload
@@ -274,23 +311,28 @@ def tokenise(kind, payload, tokenizer, cut, tidy):
             texts = list(members(lzma.open(io.BytesIO(payload[1])), payload[0], most=4 * LIMIT))
     bins, documents, least = ([], []), [0, 0], 2**64
     for text in texts:
-        text = re.sub("\n\n\n+", "\n\n", text).strip() if tidy else text             # as Hugging Face's loader did, so as nanoGPT's tokens
-        tokens = tokenizer.encode(text)
-        if tokens:
+        parts = [(text, False)] if isinstance(text, str) else text                   # a task: [(text, is it given?)]
+        text = "".join(part for part, _ in parts)
+        if tidy:                                                                     # as Hugging Face's loader did, so as nanoGPT's tokens
+            text = re.sub("\n\n\n+", "\n\n", text).strip()
+            parts = [(text, False)]
+        tokens = [id + GIVEN * given for part, given in parts for id in tokenizer.encode(part)]
+        if any(id < GIVEN for id in tokens):                                         # there is something to learn
             at = text_hash(text)
             side = int(kind == "val" or kind != "train" and at < cut)
-            bins[side].append(np.array(tokens + [tokenizer.eot], dtype="<u2").tobytes())
+            bins[side].append(np.array(tokens + [tokenizer.eot], dtype=dtype).tobytes())
             documents[side] += 1
             least = min(least, at)
     return [b"".join(b) for b in bins], documents, least
 
 
-def prepare(folder, shards, tokenizer, share, made, workers=1, tidy=False):
+def prepare(folder, shards, tokenizer, share, made, workers=1, tidy=False, wide=False):
     """Write folder/train.bin, val.bin and meta.json. `shards`: a list of functions, each yields (kind, payload, fraction of the shard read).
 
     The bins grow under the name *.partial, and preparing.json says up to which shard, batch and byte they are good: a run that was killed goes on
     from there and ends with the same bytes. Where the hash puts no document into val, the one with the smallest hash goes there."""
     train, val, journal = (os.path.join(folder, f) for f in ("train.bin", "val.bin", "preparing.json"))
+    dtype = "<u4" if wide or tokenizer.wide else "<u2"
     fresh = {"shard": 0, "batch": 0, "bytes": [0, 0], "documents": [0, 0], "least": 2**64, "cut": int(share * 2**64), "done": False,
              "key": hashlib.sha256(json.dumps([made, tokenizer.spec(), share, len(shards)], sort_keys=True).encode()).hexdigest()}
     state, sizes = read_json(journal), [os.path.getsize(b + ".partial") if os.path.exists(b + ".partial") else 0 for b in (train, val)]
@@ -300,7 +342,7 @@ def prepare(folder, shards, tokenizer, share, made, workers=1, tidy=False):
     if state.get("key") != fresh["key"] or not state["done"] and (sizes[0] < state["bytes"][0] or sizes[1] < state["bytes"][1]):
         state = dict(fresh)
     while not state["done"]:
-        fill((train, val), state, journal, shards, tokenizer, workers, tidy)
+        fill((train, val), state, journal, shards, tokenizer, workers, tidy, dtype)
         state["done"] = all(state["documents"])
         if not state["done"] and (state["cut"] != fresh["cut"] or state["documents"][0] < 2):
             os.unlink(journal)
@@ -311,8 +353,8 @@ def prepare(folder, shards, tokenizer, share, made, workers=1, tidy=False):
     for b in (train, val):
         if os.path.exists(b + ".partial"):
             os.replace(b + ".partial", b)
-    meta = {"tokenizer": tokenizer.spec(), "documents": state["documents"], "tokens": [n // 2 for n in state["bytes"]],
-            "sha256": {"train.bin": sha256(train), "val.bin": sha256(val)}, "made": made}
+    meta = {"tokenizer": tokenizer.spec(), "documents": state["documents"], "tokens": [n // int(dtype[-1]) for n in state["bytes"]],
+            **({"dtype": dtype} if dtype != "<u2" else {}), "sha256": {"train.bin": sha256(train), "val.bin": sha256(val)}, "made": made}
     write_json(os.path.join(folder, "meta.json"), meta)
     os.unlink(journal)
     print(f"{folder}: {sum(state['documents']):,} documents, {state['documents'][1]:,} of them for validation; {sum(meta['tokens']):,} tokens",
@@ -320,7 +362,7 @@ def prepare(folder, shards, tokenizer, share, made, workers=1, tidy=False):
     return meta
 
 
-def fill(bins, state, journal, shards, tokenizer, workers, tidy):
+def fill(bins, state, journal, shards, tokenizer, workers, tidy, dtype):
     """Tokenise the shards from where `state` says, and append to the partial bins."""
     began, first = time.monotonic(), None
     with open(bins[0] + ".partial", "ab") as train, open(bins[1] + ".partial", "ab") as val, crew(workers) as pool:
@@ -337,7 +379,7 @@ def fill(bins, state, journal, shards, tokenizer, workers, tidy):
             print(f"{os.path.dirname(journal)}: going on after {sum(state['documents']):,} documents", flush=True)
         for shard in shards[state["shard"]:]:
             batches = itertools.islice(shard(), state["batch"], None)
-            for at, (data, documents, least) in results(pool, 2 * workers, batches, tokenizer, state["cut"], tidy):
+            for at, (data, documents, least) in results(pool, 2 * workers, batches, tokenizer, state["cut"], tidy, dtype):
                 train.write(data[0])
                 val.write(data[1])
                 state.update(batch=state["batch"] + 1, least=min(state["least"], least), bytes=[a + len(b) for a, b in zip(state["bytes"], data)],
@@ -347,7 +389,7 @@ def fill(bins, state, journal, shards, tokenizer, workers, tidy):
                 now = (state["shard"] + at) / len(shards)                            # the fraction that is done
                 first = now if first is None else first
                 eta = (time.monotonic() - began) * (1 - now) / (now - first) if now > first else 0
-                progress(f"shard {state['shard'] + 1}/{len(shards)} | {sum(state['documents']):,} documents | {sum(state['bytes']) / 2e6:,.0f}M "
+                progress(f"shard {state['shard'] + 1}/{len(shards)} | {sum(state['documents']):,} documents | {sum(state['bytes']) / int(dtype[-1]) / 1e6:,.0f}M "
                          f"tokens | {now:.1%} | eta {int(eta // 3600)}h{int(eta // 60 % 60):02d}m")
             state.update(shard=state["shard"] + 1, batch=0)
             note()
@@ -432,7 +474,8 @@ def read(paths, by="paragraph", field="text"):
                     yield "xz", text, at
                     continue
                 batch.append(text)
-                if len(text) > BATCH or len(batch) % 64 == 0 and sum(map(len, batch)) > BATCH:
+                size_of = lambda text: len(text) if isinstance(text, str) else sum(len(part) for part, _ in text)
+                if size_of(text) > BATCH or len(batch) % 64 == 0 and sum(map(size_of, batch)) > BATCH:
                     yield "texts", batch, at
                     batch = []
     if batch:
@@ -500,13 +543,22 @@ def paragraphs(source, path, by):
     yield "".join(found).strip("\n")
 
 
+TASKS = {("question", "answer"): lambda question, answer: [(question + "\n", True), (answer, False)],
+         ("prompt", "completion"): lambda prompt, completion: [(prompt, True), (completion, False)],
+         ("prefix", "middle", "suffix"): lambda prefix, middle, suffix: [(prefix, True), (middle, False), (suffix, True)]}
+
+
 def json_text(line, field, where):
+    """A text, or for a task its parts: [(text, is it given?)]."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
         raise Fail(f'{where} is not JSON: every line must be an object such as {{"{field}": "..."}}') from None
     if isinstance(value, dict) and isinstance(value.get(field), str):
         return value[field]
+    for names, parts in TASKS.items() if isinstance(value, dict) else ():
+        if all(isinstance(value.get(name), str) for name in names):
+            return parts(*(value[name] for name in names))
     has = ", ".join(k for k, v in value.items() if isinstance(v, str))[:100] if isinstance(value, dict) else ""
     raise Fail(f"{where} has no text in the field {field!r}" + (f": it has {has}, so name one with --field" if has else ""))
 
@@ -765,7 +817,7 @@ def load(dataset, data_dir="data", block_size=None, tokenizer=None, split="parag
         raise Fail(f"a block_size of {block_size} is too small: a document needs room for 2 tokens at least")
     asked = tokenizer_from(tokenizer) if tokenizer else None
     mine = asked or Tokenizer("gpt2" if dataset == "owt" else "bytes")               # what the set is made with
-    suffix = "" if dataset == "owt" and mine.name == "gpt2" or dataset != "owt" and mine.name == "bytes" else f"-{mine.name}"
+    suffix = "" if dataset == "owt" and mine.name == "gpt2" or dataset != "owt" and mine.name == "bytes" else f"-{mine.tag}"
     if dataset == "owt":                                                             # --data_dir may also be a folder that nanoGPT made
         folder = data_dir if os.path.exists(os.path.join(data_dir, "train.bin")) else os.path.join(data_dir, dataset + suffix)
         make = lambda: owt(folder, mine, source, url, workers, split, field)
@@ -793,7 +845,9 @@ def load(dataset, data_dir="data", block_size=None, tokenizer=None, split="parag
 def text(path, folder, tokenizer, made, workers):
     print(f"preparing {path} in {folder}", flush=True)
     check_disk(folder, growth(path, os.path.getsize(path), tokenizer))
-    prepare(folder, [functools.partial(read, [path], made["split"], made["field"])], tokenizer, 0.05, made, workers)
+    batches = functools.partial(read, [path], made["split"], made["field"])
+    tasks = any(not isinstance(text, str) for _, texts, _ in itertools.islice(batches(), 1) for text in texts[:1] if isinstance(texts, list))
+    prepare(folder, [batches], tokenizer, 0.05, made, workers, wide=tasks)
 
 
 @contextlib.contextmanager
@@ -827,8 +881,8 @@ def opened(folder, asked, block_size, packing):
     if not asked and not meta and os.path.exists(os.path.join(folder, "meta.pkl")):
         raise Fail(f"{folder} holds characters in a code of nanoGPT's own (meta.pkl): name its text instead, --dataset {folder}/input.txt")
     tokenizer = tokenizer_from(meta["tokenizer"]) if "tokenizer" in meta else asked or Tokenizer("gpt2")
-    if asked and asked.name != tokenizer.name:
-        raise Fail(f"{folder} was tokenised as {tokenizer.name}, not as {asked.name}")
+    if asked and asked.tag != tokenizer.tag:
+        raise Fail(f"{folder} was tokenised as {tokenizer.tag}, not as {asked.tag}")
     return *(Documents(os.path.join(folder, f), tokenizer, block_size, packing) for f in ("train.bin", "val.bin")), tokenizer
 
 
@@ -836,7 +890,7 @@ def opened(folder, asked, block_size, packing):
 class Config:
     data_dir: str = flag("data", "the folder under which data sets live")
     block_size: int | None = flag(None, "tokens in a document at most")
-    tokenizer: str | None = flag(None, "bytes or gpt2")
+    tokenizer: str | None = flag(None, "bytes, gpt2, or the folder of a pretrained model")
     split: str | None = flag(None, "what a document is in a .txt (default: paragraph; owt: file)", choices=["paragraph", "line", "file"])
     field: str = flag("text", "the field of a .jsonl that holds the text")
     from_: str | None = flag(None, "written --from: an archive, a text or a folder of them, to be read instead of the download (owt)")

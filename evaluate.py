@@ -22,13 +22,21 @@ more, a fixed canvas by end tokens up to block_size, an autoregressive model by 
     copied       share of the samples that stand in the training documents word for word
 
 One worked number: a model that has learnt nothing about bytes has 8 bits per byte, plus what its lengths cost.
+
+Benchmarks with right and wrong answers (tasks.py), for models that were trained on such tasks or retrofitted from LLaDA:
+
+    python evaluate.py gsm8k --out_dir out --problems gsm8k_test.jsonl --results out/gsm8k.jsonl
+    python evaluate.py infill --out_dir out --problems HumanEval-SingleLineInfilling.jsonl.gz --results out/infill.jsonl
+    python evaluate.py gsm8k --out_dir LLaDA-8B-Base --sampler llada --length 256 --problems ... --results ...
 """
 import ast
 import csv
 import math
 import os
+import sys
 import time
 import warnings
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 
@@ -37,9 +45,11 @@ import torch
 
 import data
 import interpolant
+import llada
 import model
 import rates
 import sample
+import tasks
 import train
 from common import Fail, aside, flag, main, parse
 
@@ -99,22 +109,25 @@ def bounds_of(loaded):
 def document_nll(loaded, documents, ids, bound, repeats, end):
     """One bound for documents `ids`: (N,) nats each, the mean of `repeats` draws of time and noise."""
     args = train.Args(method=loaded.run["method"], insertion=loaded.run["insertion"], block_size=loaded.config.block_size)
-    x1, n1 = train.canvas(*documents.batch(ids), args, end)
+    x, n, given = documents.batch(ids)
+    x1, n1 = train.canvas(x, n, args, end)
+    frozen = None if given is None else torch.nn.functional.pad(given, (0, x1.shape[1] - given.shape[1]))
     if bound == "exact":
         return rates.next_token_nll(loaded.predict, loaded.code, x1, n1).double().cpu()
     schedules = interpolant.schedule(loaded.run["insertion"]), interpolant.schedule(loaded.run["unmasking"])
     total = 0
     for _ in range(repeats):                                           # late times weigh most: they are drawn more often (train.draw_times)
         t, dt = train.draw_times(len(x1), 2.0)
-        total = total + rates.nll(loaded.predict, loaded.code, x1, n1, t, *schedules, bound).double().cpu() * dt
+        total = total + rates.nll(loaded.predict, loaded.code, x1, n1, t, *schedules, bound, frozen=frozen).double().cpu() * dt
     return total / repeats
 
 
 def likelihood(loaded, documents, tokenizer, args):
     """{bound: (nats per document, nats per token, bits per byte, standard error of that)} on the first args.documents documents."""
     ids = np.random.default_rng(args.seed).permutation(len(documents))[:args.documents]
-    tokens = torch.tensor(documents.lengths[ids]).double()
-    octets = torch.tensor([len(tokenizer.decode(documents.document(i)).encode()) for i in ids]).double()
+    asked = [documents.document(i) if loaded.config.causal else [v for v in documents.read(i).tolist() if v < data.GIVEN] for i in ids]
+    tokens = torch.tensor([len(document) for document in asked]).double()
+    octets = torch.tensor([len(tokenizer.decode(document).encode()) for document in asked]).double()
     table = {}
     for bound in bounds_of(loaded):
         torch.manual_seed(args.seed)
@@ -226,5 +239,101 @@ def run(argv=None):
         draw_png(args.png, rows)
 
 
+# ---- benchmarks ----------------------------------------------------------------------------------------------------------------------
+
+@dataclass
+class TaskArgs:
+    out_dir: str = flag("out", "a training run, a checkpoint, or the folder of a LLaDA model")
+    problems: str = flag("", "the benchmark's own file")
+    results: str = flag("out/results.jsonl", "one problem a line; the same command again goes on where it was stopped")
+    sampler: str = flag("ours", "ours, or llada: fixed canvas, low-confidence remasking", ("ours", "llada"))
+    steps: int = flag(128, "sampling steps")
+    order: str = flag("random", "which masks are revealed first", sample.ORDERS)
+    window: int = flag(0, "reveal only the leftmost masks of this many; 0: any", low=0)
+    temperature: float = flag(1.0, "1: what the model says; 0: always the likeliest token")
+    length: int = flag(64, "on a fixed canvas: how many tokens an answer has room for")
+    block: int = flag(32, "--sampler llada: masks that are filled before the next ones")
+    every: int = flag(1, "take every n-th problem only")
+    seconds: float = flag(10.0, "time limit of a generated program")
+    memory: int = flag(1024, "memory limit of a generated program, in MiB")
+    workers: int = flag(2, "programs that run at the same time")
+    batch_size: int = flag(8, "problems at a time")
+    seed: int = flag(0, "fixes the samples on a CPU", low=0)
+    device: str = flag("auto", "auto, cpu, cuda, mps")
+
+
+def open_model(path, device):
+    """A checkpoint, or LLaDA itself."""
+    if not llada.is_folder(path):
+        return model.load(path if path.endswith(".pt") else os.path.join(path, "ckpt.pt"), device)
+    options = llada.read_json(os.path.join(path, "config.json")).get("options") or {}
+    insertion = options.get("insertion", "instant")
+    net = llada.retrofit(path, insertion)
+    return model.Loaded(net.to(device), {"run": {"method": "mdm" if insertion == "instant" else "flexmdm", "insertion": insertion, "unmasking": "linear"},
+                                         "tokenizer": {"name": path}})
+
+
+def solver(benchmark, loaded, tokenizer, args):
+    """[problem] -> [answer]: prompts are given, the answer is one hole (with insertion), or --length masks."""
+    fixed = loaded.config.insertion == "instant"
+    if args.sampler == "llada" and (not fixed or loaded.code.ell > 1):
+        raise Fail("--sampler llada is for models with a fixed canvas and one digit per token")
+
+    def given(problem):
+        if benchmark == "gsm8k":
+            return tokenizer.encode(problem["question"] + "\n"), []
+        return tokenizer.encode(problem["prompt"]), tokenizer.encode(problem["suffix"])
+
+    def generate(problems):
+        both = [given(p) for p in problems]
+        room = args.length if fixed else 0
+        size = max(len(a) + room + len(z) for a, z in both)
+        if size >= loaded.config.block_size and not fixed or size > loaded.config.block_size:
+            raise Fail(f"a problem of {size} tokens does not fit the model's block_size of {loaded.config.block_size}: lower --length, or train with a larger one")
+        L = loaded.config.block_size if fixed and not loaded.model.never else size              # LLaDA's canvas ends with the answer
+        y = torch.full((len(both), L, loaded.code.ell), loaded.code.pad)
+        n, opened = torch.empty(len(both), dtype=torch.int64), torch.zeros(len(both), L + 1, dtype=torch.bool)
+        for row, (a, z) in enumerate(both):
+            ids = [*a, *[-1] * room, *z]
+            ids += [tokenizer.eot] * (L - len(ids)) if fixed and L > size else []
+            n[row], opened[row, len(a)] = len(ids), True
+            ids = torch.tensor(ids)
+            y[row, :len(ids)] = torch.where((ids < 0)[:, None], loaded.code.mask, loaded.code.encode(ids.clamp_min(0)))
+        if args.sampler == "llada":
+            x, n = sample.generate_by_blocks(loaded.predict, loaded.code, (y, n), args.steps, args.block, args.temperature)
+        else:
+            schedules = interpolant.schedule(loaded.run["insertion"]), interpolant.schedule(loaded.run["unmasking"])
+            seeds = [(args.seed * 1_000_003 + zlib.crc32(p["task_id"].encode())) % 2 ** 32 for p in problems]
+            x, n = sample.generate(loaded.predict, loaded.code, len(both), L if fixed else loaded.config.block_size, args.steps, *schedules, args.order,
+                                   args.temperature, (y, n, opened), window=args.window or None, seeds=seeds)
+        answers = []
+        for row, (a, z) in enumerate(both):
+            end = len(a) + room if fixed else int(n[row]) - len(z)
+            answer = x[row, len(a):end].tolist()
+            answers.append(tokenizer.decode(answer[:answer.index(tokenizer.eot)] if tokenizer.eot in answer else answer))
+        return answers
+    return generate
+
+
+def run_tasks(benchmark, argv):
+    args = parse(TaskArgs, __doc__, argv)
+    problems = {"gsm8k": tasks.read_gsm8k, "infill": tasks.read_infilling}[benchmark](args.problems)[::args.every]
+    loaded = open_model(args.out_dir, model.pick_device(args.device))
+    generate = solver(benchmark, loaded, data.tokenizer_from(loaded.tokenizer), args)
+    torch.manual_seed(args.seed)
+    judge = tasks.judge_gsm8k
+    if benchmark == "infill":
+        if tasks.warning():
+            print(tasks.warning(), file=sys.stderr)
+        judge = lambda *a: tasks.judge_infilling(*a, seconds=args.seconds, memory=args.memory << 20)
+    settings = {k: v for k, v in vars(args).items() if k in ("out_dir", "sampler", "steps", "order", "window", "temperature", "length", "block", "seed")}
+    tasks.evaluate(problems, generate, judge, args.results, {"benchmark": benchmark, "step": loaded.step, **settings}, args.batch_size, args.workers)
+
+
+def command():
+    words = sys.argv[1:]
+    return run_tasks(words[0], words[1:]) if words[:1] in (["gsm8k"], ["infill"]) else run(words)
+
+
 if __name__ == "__main__":
-    main(run)
+    main(command)

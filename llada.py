@@ -285,21 +285,54 @@ def load(folder, device="cpu", **options):
     return model.to(device)
 
 
-def export(model, folder):
-    """Write a model, adapters merged in, as a folder that load() reads: config.json and model.safetensors, with this project's names."""
+def is_folder(path):
+    """Is this the folder of a pretrained model?"""
+    return os.path.isfile(os.path.join(path, "config.json"))
+
+
+def retrofit(folder, insertion, block_size=None, rank=0):
+    """LLaDA with what training adds: insertion (unless `instant`), adapters of this rank (0: all weights train). Its mask token is never drawn.
+
+    Also an exported folder of this project: its options stand, so that a run can go on from one.
+    """
+    theirs = read_json(os.path.join(folder, "config.json"))
+    model = load(folder, **({} if "options" in theirs or insertion == "instant" else {"insertion": insertion, "adaln": 8}))
+    if model.config.insertion != insertion:
+        raise Fail(f"{folder} was exported with --insertion {model.config.insertion}, not {insertion}: give the same --method and --insertion")
+    if block_size and block_size > model.config.block_size:
+        raise Fail(f"--block_size {block_size} is longer than the {model.config.block_size} tokens that {folder} was trained with")
+    model.config.block_size = block_size or model.config.block_size
+    model.never = theirs.get("never", []) if "options" in theirs else [read_config(folder)[1]]
+    if rank:
+        add_lora(model, rank, alpha=rank, dropout=0.0)
+        model.base = os.path.abspath(folder)
+    else:
+        model.requires_grad_(True)
+    return model
+
+
+def vocabulary(folder):
+    """The tokenizer of a pretrained model's folder: (tiktoken.Encoding, V, the id that ends a text)."""
+    theirs = read_json(os.path.join(folder, "config.json"))
+    V, eot = (theirs["options"].get("V"), theirs.get("eot")) if isinstance(theirs.get("options"), dict) else (read_config(folder)[0]["V"], read_config(folder)[2])
+    if type(V) is not int or type(eot) is not int or not 0 <= eot < V:
+        raise Fail(f"{folder} does not say which token ends a text: export it again")
+    return tokenizer_json(os.path.join(folder, "tokenizer.json")), V, eot
+
+
+def export(model, folder, eot=None):
+    """Write a model, adapters merged in, as a folder that load() reads: config.json and model.safetensors, with this project's names.
+
+    The tokenizer.json of the pretrained model under the adapters goes with it; eot: the id that ends a text.
+    """
+    if model.base and os.path.exists(os.path.join(model.base, "tokenizer.json")):
+        with open(os.path.join(model.base, "tokenizer.json"), "rb") as source, aside(os.path.join(folder, "tokenizer.json"), "wb") as f:
+            f.write(source.read())
     merge_lora(model)
     permutation = {} if model.code.permutation is None else {"permutation": model.code.permutation}
     write_safetensors(os.path.join(folder, "model.safetensors"), {**model.state_dict(), **permutation})
     with aside(os.path.join(folder, "config.json")) as f:
-        json.dump({"options": asdict(model.config)}, f, indent=1)
-
-
-def never(predict, tokens):
-    """`predict`, with probability zero for these tokens: LLaDA's own mask token, say, which is an ordinary token of its vocabulary."""
-    def without(y, n, t, at):
-        logits, log_g = predict(y, n, t, at)
-        return logits.index_fill(1, torch.tensor(tokens, device=logits.device), -math.inf), log_g
-    return without
+        json.dump({"options": asdict(model.config), "never": model.never, "eot": eot}, f, indent=1)
 
 
 # ---- low-rank adapters (arXiv 2106.09685): W x + (alpha / r) B A x, with B = 0 at the start ------------------------------------------

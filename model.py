@@ -12,6 +12,7 @@ length. The vocabulary projection runs on the asked slots only.
 One worked number: 768 wide, 12 layers, 12 heads, V = 50257, ell = 1 has 170.4M parameters (the paper's OpenWebText model: 170.4M).
 
     python model.py out/ckpt.pt                       # what is in a checkpoint
+    python model.py export out/ckpt.pt DIR            # as safetensors, adapters merged; train.py --init_from DIR goes on from it
 """
 import contextlib
 import hashlib
@@ -258,6 +259,8 @@ class Transformer(nn.Module):
         self.adaln = ZeroLinear(c.n_cond, 2 * c.n_embd) if c.adaln == 1 else None
         self.head = nn.Linear(c.n_embd, c.V, bias=False)
         self.gap = GapHead(c) if c.gaps else None
+        self.base = None                               # the folder of a pretrained model that stands still under its adapters (llada.retrofit)
+        self.never = []                                # tokens that no answer gives a chance, outside training
         self.checkpoint = False                        # recompute each block in the backward pass: memory for a third more time
         self.trunk = self._trunk                       # train.py compiles this one
         self.init()
@@ -313,6 +316,8 @@ class Transformer(nn.Module):
             return torch.zeros(0, self.config.V, device=device), None
         h, gap = self.trunk(packed, a)
         logits = Deferred(h, self.head, self.defer) if self.defer else self.head(h)
+        if self.never and not self.training:
+            logits = logits.index_fill(1, torch.tensor(self.never, device=device), -math.inf)
         if gap is None:
             return logits, None
         log_g = gap.new_zeros(B, L + 1).index_put((packed.doc, packed.pos), gap)
@@ -455,12 +460,24 @@ def build(config, permutation=None):
     return model
 
 
+def assemble(content):
+    """The network that a checkpoint describes, without its weights: new, or for adapters the pretrained model under them."""
+    if content.get("base"):
+        import llada                                                   # only here: llada.py imports this file
+        config = content["config"]
+        return llada.retrofit(content["base"], config["insertion"], config["block_size"], content["lora"])
+    return build(content["config"], content.get("permutation"))
+
+
 def load(path, device="cpu", ema=True):
     """Any checkpoint of this project -> Loaded, with its averaged (EMA) weights unless there are none."""
     content = read(path)
     try:
-        model = build(content["config"], content.get("permutation"))
-        model.load_state_dict(content["ema"] if ema and content.get("ema") else content["model"])
+        model = assemble(content)
+        weights = content["ema"] if ema and content.get("ema") else content["model"]
+        if content.get("base") and set(weights) != {k for k, p in model.named_parameters() if p.requires_grad}:
+            raise Fail(f"{path} has adapters that do not fit {content['base']}")
+        model.load_state_dict(weights, strict=not content.get("base"))
     except (KeyError, TypeError, RuntimeError, ValueError) as e:
         raise Fail(f"{path} does not fit its own description ({str(e).splitlines()[0]})") from None
     return Loaded(model.to(device), content)
@@ -477,16 +494,24 @@ def pick_device(name="auto"):
     return name
 
 
-def describe():
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+def command():
+    words = sys.argv[1:]
+    if len(words) == 3 and words[0] == "export":
+        import llada
+        loaded = load(words[1])
+        import data
+        llada.export(loaded.model, words[2], data.tokenizer_from(loaded.tokenizer).eot if loaded.tokenizer else None)
+        print(f"{words[2]}/: config.json, model.safetensors ({loaded.model.count()[0] / 1e6:.2f}M parameters, adapters merged)")
+        return
+    if len(words) != 1 or words[0].startswith("-"):
         print(__doc__)
         return
-    content = read(sys.argv[1])
-    model = build(content["config"], content.get("permutation"))
-    print(f"{sys.argv[1]}: step {content.get('step')}, {model.count()[0] / 1e6:.2f}M parameters, sha256 verified")
+    content = read(words[0])
+    model = assemble(content)
+    print(f"{words[0]}: step {content.get('step')}, {model.count()[0] / 1e6:.2f}M parameters, sha256 verified")
     for key, value in {**content.get("run", {}), **asdict(model.config)}.items():
         print(f"  {key} = {value}")
 
 
 if __name__ == "__main__":
-    main(describe)
+    main(command)

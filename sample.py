@@ -246,6 +246,32 @@ def generate_left_to_right(predict, code, B, block_size, end, temperature=1.0, s
     return torch.nn.functional.pad(x, (0, block_size - x.shape[1])), ((x == end).cumsum(1) == 0).sum(1)
 
 
+@torch.no_grad()
+def generate_by_blocks(predict, code, start, steps, block, temperature=0.0):
+    """LLaDA's own sampler on a fixed canvas (low-confidence remasking, semi-autoregressive; arXiv 2502.09992), the baseline of a retrofit.
+
+    start: (y (B, L, 1), n (B,)). The masks of a row are filled in blocks of `block`, from the left; in each of a block's steps as many as are
+    left over steps left, those whose likeliest (temperature 0) or drawn token is the most probable. Returns (x, n).
+    """
+    y, n = start[0].clone(), start[1]
+    number = (y == code.mask)[:, :, 0].cumsum(1)                                               # 1, 2, ... at the masks
+    blocks = -(-int(number.max()) // block)
+    for b in range(blocks):
+        per_block = max(1, steps // blocks)
+        for i in range(per_block):
+            at = (y == code.mask)[:, :, 0] & (number <= (b + 1) * block)                       # (B, L)
+            if not at.any():
+                break
+            logits = predict(y, n, torch.zeros(len(y)), at)[0]
+            token = draw_tokens(logits, y[at].to(logits.device), code, temperature, torch.rand(len(logits), dtype=torch.float64))
+            sure = logits.float().softmax(1).gather(1, token[:, None])[:, 0].cpu()
+            scores = torch.full(at.shape, -torch.inf).masked_scatter(at, sure)
+            new = y.masked_scatter(at[:, :, None], code.encode(token.cpu()))
+            y = torch.where(first(at, scores, -(-at.sum(1) // (per_block - i)))[:, :, None], new, y)
+    inside = below(n, y.shape[1])
+    return torch.where(inside, code.decode(torch.where(inside[:, :, None], y, 0)), 0), n
+
+
 def texts(x, n, tokenizer, holes=False):
     """Ids and lengths -> strings. A fixed canvas ends a document with its first end token; with holes, given text follows: end tokens are skipped."""
     rows = [row[:length] for row, length in zip(x.tolist(), n.tolist())]

@@ -27,8 +27,15 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 
+try:
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import distribute_tensor
+except ImportError:                                                    # an older torch: no --fsdp
+    fully_shard = None
+
 import data
 import interpolant
+import llada
 import model
 import prime
 import rates
@@ -58,7 +65,8 @@ class Args:
     packing: str = flag("documents", "documents: one row each; stream: rows of block_size tokens cut from the stream (mdm, prime, ar)",
                         ("documents", "stream"))
     out_dir: str = flag("out", "checkpoints, log.csv, loss.png")
-    init_from: str = flag("scratch", "scratch, resume, or a checkpoint whose weights to start from")
+    init_from: str = flag("scratch", "scratch, resume, a checkpoint whose weights to start from, or the folder of a LLaDA model")
+    lora: int = flag(128, "rank of the adapters on a LLaDA model's q, k, v and head, which train in place of its weights; 0: its weights train", low=0)
     overwrite: bool = flag(False, "start again in an out_dir that holds a run")
     keep: int = flag(2, "how many checkpoints to keep")
     # model
@@ -82,7 +90,7 @@ class Args:
     batch_size: int = flag(32, "documents per step, over all processes and accumulation steps")
     gradient_accumulation_steps: int = flag(1, "pieces that a process cuts its share of the batch into: less memory, same result")
     max_iters: int = flag(2400, "steps")
-    optimizer: str = flag("muon", "muon (AdamW for all but the blocks' matrices) or adamw", ("muon", "adamw"))
+    optimizer: str = flag("", "muon (AdamW for all but the blocks' matrices) or adamw; empty: muon, but adamw for a LLaDA model and with --fsdp", ("", "muon", "adamw"))
     learning_rate: float = flag(2e-3, "peak learning rate")
     min_lr: float = flag(0.0, "learning rate at max_iters")
     warmup_iters: int = flag(100, "steps of linear warm-up", low=0)
@@ -99,6 +107,7 @@ class Args:
     device: str = flag("auto", "auto, cpu, cuda, mps")
     dtype: str = flag("auto", "auto (bfloat16 on CUDA), float32, bfloat16", ("auto", "float32", "bfloat16"))
     compile: bool | None = flag(None, "torch.compile the blocks; by default on CUDA only")
+    fsdp: bool = flag(False, "shard weights and optimizer over the processes: for models that do not fit one GPU")
     checkpointing: bool = flag(False, "recompute blocks in the backward pass: less memory, a third more time")
     seed: int = flag(1337, "fixes everything", low=0)
 
@@ -167,7 +176,7 @@ def optimizers_for(net, args):
     others = [p for _, p in named if not any(p is q for q in inner)]
     groups = [{"params": [p for p in others if p.ndim >= 2], "weight_decay": args.weight_decay},
               {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0}]
-    fused = named[0][1].device.type in ("cpu", "cuda", "mps")
+    fused = named[0][1].device.type in ("cpu", "cuda", "mps")          # AdamW must be fused to heed found_inf
     adamw = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.beta2), fused=fused)
     return [adamw, Muon(inner, args.learning_rate, args.weight_decay)] if inner else [adamw]
 
@@ -175,7 +184,7 @@ def optimizers_for(net, args):
 @torch.no_grad()
 def apply_gradients(net, optimizers, lr, clip):
     """Clip, then step. A gradient that is not finite leaves the weights as they are (decided on the device). Returns the norm, a tensor."""
-    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), clip or math.inf)
+    norm = whole(torch.nn.utils.clip_grad_norm_(net.parameters(), clip or math.inf))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -188,7 +197,32 @@ def apply_gradients(net, optimizers, lr, clip):
 @torch.no_grad()
 def update_ema(ema, net, step, decay):
     """ema <- d ema + (1 - d) weights, with d = min(decay, (1 + step) / (10 + step)): young averages forget faster."""
-    torch._foreach_lerp_([*ema.values()], [*net.state_dict().values()], 1 - min(decay, (1 + step) / (10 + step)))
+    weights = net.state_dict()
+    torch._foreach_lerp_([local(v) for v in ema.values()], [local(weights[k]) for k in ema], 1 - min(decay, (1 + step) / (10 + step)))
+
+
+def local(x):
+    """This process's part of a sharded tensor (--fsdp); any other tensor as it is."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
+def whole(x):
+    """A sharded tensor put together; any other as it is. All processes must come here."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def put_together(tree):
+    """whole() for every tensor in nested dicts and lists, on the CPU where it was sharded."""
+    if isinstance(tree, dict):
+        return {k: put_together(v) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [put_together(v) for v in tree]
+    return tree.full_tensor().cpu() if hasattr(tree, "full_tensor") else tree
+
+
+def shared_out(value, like):
+    """A whole tensor, sharded as `like` is."""
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements) if hasattr(like, "full_tensor") else value
 
 
 def draw_times(B, power):
@@ -229,14 +263,17 @@ def canvas(x, n, args, end):
 def make_batch(step, documents, code, args, end):
     """All that is random in a step, for the global batch: a pure function of (seed, step)."""
     torch.default_generator.manual_seed(args.seed * 1_000_003 + step)  # the CPU's alone: this may run beside a GPU's dropout
-    x, length = documents.batch(data.order(args.seed, step, args.batch_size, len(documents)))
+    x, length, given = documents.batch(data.order(args.seed, step, args.batch_size, len(documents)))
     x1, n1 = canvas(x, length, args, end)
     t, dt = draw_times(len(x1), args.t_power)
-    batch = SimpleNamespace(x1=x1, n1=n1, t=t, dt=dt, tokens=int(length.sum()), frozen=None, noised=None)
+    tokens = int(length.sum()) - (0 if given is None else int(given.sum()))                    # what there is to say
+    batch = SimpleNamespace(x1=x1, n1=n1, t=t, dt=dt, tokens=tokens, frozen=None, noised=None)
     if args.method != "ar":
         insertion, unmasking = schedules(args)
         d1 = rates.digits(code, x1, n1)
-        if args.insertion != "instant" and args.infill > 0:
+        if given is not None:                                          # tasks: prompts are never noised
+            batch.frozen = torch.nn.functional.pad(given, (0, d1.shape[1] - given.shape[1]))
+        elif args.insertion != "instant" and args.infill > 0:
             batch.frozen = spans(n1, d1.shape[1]) & (torch.rand(len(x1), 1) < args.infill)
         batch.noised = interpolant.interpolate(d1, n1, batch.t, insertion, unmasking, batch.frozen, mask=code.mask, pad=code.pad)
         batch.d1 = d1
@@ -322,6 +359,13 @@ def check(args):
             setattr(args, name, value)
     args.insertion = args.insertion or METHODS[args.method]
     args.ell = args.ell or (2 if "prime" in args.method else 1)
+    if llada.is_folder(args.init_from):
+        if args.method not in ("mdm", "flexmdm"):
+            raise Fail(f"a LLaDA model goes on as --method flexmdm or mdm, not {args.method}")
+        args.tokenizer = args.tokenizer or args.init_from
+    args.optimizer = args.optimizer or ("adamw" if args.fsdp or llada.is_folder(args.init_from) else "muon")
+    if args.fsdp and (args.optimizer != "adamw" or fully_shard is None or "RANK" not in os.environ):
+        raise Fail("--fsdp needs --optimizer adamw, a torch that has fully_shard, and torchrun")
     if args.ell > 1 and "prime" not in args.method:
         raise Fail(f"--ell {args.ell} needs --method {'flexprime' if args.method == 'flexmdm' else 'prime'}: {args.method} has one digit per token")
     if (args.insertion == "instant") != (METHODS[args.method] == "instant"):
@@ -356,9 +400,11 @@ def open_data(args):
 
 
 def build(args, tokenizer, content):
-    """The network of a run: new, or with the weights of `content`."""
+    """The network of a run: that of the checkpoint `content`, a LLaDA model with what training adds, or a new one."""
     if content is not None:
-        return model.build(content["config"], content.get("permutation"))
+        return model.assemble(content)
+    if llada.is_folder(args.init_from):
+        return llada.retrofit(args.init_from, args.insertion, args.block_size, args.lora)
     permutation = prime.shuffle(tokenizer.vocab_size, args.ell, args.shuffle_ids, args.seed) if args.ell > 1 and args.shuffle_ids else None
     return model.build(model.Config(V=tokenizer.vocab_size, ell=args.ell, block_size=args.block_size, insertion=args.insertion, n_layer=args.n_layer,
                                     n_head=args.n_head, n_embd=args.n_embd, rope_theta=args.rope_theta, dropout=args.dropout, causal=args.method == "ar"), permutation)
@@ -367,11 +413,18 @@ def build(args, tokenizer, content):
 def adopt(net, content, path):
     """Start from the (averaged) weights of a checkpoint. One of a fixed canvas may begin one with insertion: only the gap head is new."""
     differ = [k for k, v in asdict(net.config).items() if content["config"].get(k, v) != v and k != "insertion"]
-    if differ:
-        raise Fail(f"{path} has another {' and '.join(differ)}: give the same flags, or train from scratch")
+    if differ or content.get("base"):
+        raise Fail(f"{path} has another {' and '.join(differ) or 'kind of weights, adapters'}: give the same flags, or train from scratch")
     missing, unexpected = net.load_state_dict(content.get("ema") or content["model"], strict=False)
     if unexpected or any(not k.startswith("gap.") for k in missing):
         raise Fail(f"{path} has weights that this method does not know ({(unexpected + missing)[0]}): train from scratch")
+
+
+def shard(net):
+    """FSDP: each block, and the rest, is cut over the processes and put together when it is needed."""
+    for block in net.blocks:
+        fully_shard(block)
+    return fully_shard(net)
 
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}            # dense bf16 FLOP/s of the GPUs whose MFU is printed
@@ -401,33 +454,43 @@ def train(argv=None):
         dist.barrier()
     tokenizer = dataset.tokenizer
     torch.manual_seed(args.seed)
-    if not resume and args.init_from != "scratch":
+    if not resume and args.init_from != "scratch" and not llada.is_folder(args.init_from):
         content = model.read(args.init_from)
-    net = build(args, tokenizer, content if resume else None)
-    if resume:
-        net.load_state_dict(content["model"])
-    elif content is not None:
+    net, averaged = (build(args, tokenizer, content if resume else None) for _ in range(2))
+    if not resume and content is not None:
         adopt(net, content, args.init_from)
+    if net.config.V != tokenizer.vocab_size:
+        raise Fail(f"--tokenizer {tokenizer.name} has another vocabulary ({tokenizer.vocab_size:,}) than the model that is started from ({net.config.V:,}): leave it out")
+    base = net.base                                                    # a pretrained model whose weights stand still, or None
     net.to(device)
+    averaged.load_state_dict(net.state_dict(), assign=True)            # what stands still is shared,
+    averaged.eval().requires_grad_(False)
+    trained = [k for k, p in net.named_parameters() if p.requires_grad]
+    averaged.load_state_dict({k: net.state_dict()[k].clone() for k in trained}, strict=False, assign=True)     # what is trained is copied
     code = net.code
     net.checkpoint = args.checkpointing
     net.defer = 8192 if device.startswith("cuda") and code.V > 4096 else 0
+    if args.fsdp:
+        net, averaged = shard(net), shard(averaged)
+    ema = {k: averaged.state_dict()[k] for k in trained}               # update_ema changes them in place
     optimizers = optimizers_for(net, args)
-    ema = {k: v.clone() for k, v in net.state_dict().items()}
     step = 0
     if resume:
         for optimizer, state in zip(optimizers, content["optimizer"], strict=True):
+            if args.fsdp:
+                group = [p for g in optimizer.param_groups for p in g["params"]]
+                state["state"] = {i: {k: shared_out(v, group[i]) if v.ndim else v for k, v in of.items()} for i, of in state["state"].items()}
             optimizer.load_state_dict(state)
-        for k, v in content["ema"].items():
-            ema[k].copy_(v)                                            # not the loaded tensors: other memory alignment, other last bits
+        with torch.no_grad():                                          # copied: other memory alignment would be other last bits
+            for kept, weights in ((content["model"], net.state_dict()), (content["ema"], ema)):
+                for k, v in kept.items():
+                    local(weights[k]).copy_(local(shared_out(v, weights[k])))
         step = content["step"]
         if content["fingerprint"] != dataset.train.fingerprint:
             raise Fail(f"the training data differs from that of the run being resumed: restore {args.data_dir}, or start another --out_dir")
-    averaged = build(args, tokenizer, content if resume else None).to(device).eval().requires_grad_(False)
-    averaged.load_state_dict(ema, assign=True)                          # its weights are `ema`, which update_ema changes in place
     if args.compile if args.compile is not None else device.startswith("cuda"):
         net.trunk = torch.compile(net._trunk, dynamic=True)
-    parallel = torch.nn.parallel.DistributedDataParallel(net) if team.many else net
+    parallel = torch.nn.parallel.DistributedDataParallel(net) if team.many and not args.fsdp else net
     bf16 = args.dtype == "bfloat16" or (args.dtype == "auto" and device.startswith("cuda"))
     cast = lambda: torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16)
 
@@ -444,9 +507,10 @@ def train(argv=None):
     def save():
         nonlocal last_saved
         both = team.sum(window.cpu().clone()).tolist()
+        weights = net.state_dict()
+        tensors = put_together({"model": {k: weights[k] for k in trained}, "ema": ema, "optimizer": [o.state_dict() for o in optimizers]})
         if team.rank == 0:
-            save_checkpoint(args.out_dir, step, last_saved, args.keep, model=net.state_dict(), ema=ema, optimizer=[o.state_dict() for o in optimizers],
-                            config=asdict(net.config), run=run, tokenizer=tokenizer.spec(), fingerprint=dataset.train.fingerprint,
+            save_checkpoint(args.out_dir, step, last_saved, args.keep, **tensors, base=base, lora=args.lora, config=asdict(net.config), run=run, tokenizer=tokenizer.spec(), fingerprint=dataset.train.fingerprint,
                             permutation=code.permutation, evaluated=evaluated, window=[*both, window_tokens, window_steps])
             last_saved = step
             log.write()
@@ -493,7 +557,9 @@ def train(argv=None):
             (torch.cuda.manual_seed if prefetch else torch.manual_seed)((args.seed * 1_000_003 + step) * 4099 + 1 + team.rank)
         pieces = share(len(batch.x1), team.rank, team.world, args.gradient_accumulation_steps)
         for i, rows in enumerate(pieces):
-            with parallel.no_sync() if team.many and i + 1 < len(pieces) else contextlib.nullcontext():
+            if args.fsdp:
+                net.set_requires_gradient_sync(i + 1 == len(pieces))
+            with parallel.no_sync() if parallel is not net and i + 1 < len(pieces) else contextlib.nullcontext():
                 try:
                     with cast():
                         unmask, insert = losses(parallel, code, batch, rows, args)

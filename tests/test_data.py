@@ -78,7 +78,7 @@ def test_texts_survive_a_tokenizer(name):
 def test_bytes_are_bytes_and_nul_ends_a_text():
     assert BYTES.encode("é\0!") == [0xc3, 0xa9, 33] and BYTES.decode([0xc3]) == "\ufffd"
     assert (BYTES.vocab_size, BYTES.eot, BYTES.newline) == (256, 0, [10, 10])
-    fails("bytes or gpt2", data.Tokenizer, "bpe")
+    fails("bytes, gpt2, or a folder", data.Tokenizer, "bpe")
     fails("bytes or gpt2", data.tokenizer_from, {})
 
 
@@ -135,7 +135,7 @@ def test_a_folder_made_by_nanogpt_works_as_it_is(tmp_path):
 def test_a_batch_is_padded_to_its_longest(tmp_path):
     documents = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10, 11]]
     docs = data.Documents(write_bin(tmp_path / "a.bin", documents), BYTES, 5)
-    x, n = docs.batch(np.array([1, 2]))
+    x, n, given = docs.batch(np.array([1, 2]))
     assert x.tolist() == [[4, 0], [5, 6]] and n.tolist() == [1, 2] and x.dtype == n.dtype == torch.int64
     assert docs.batch([3, 3])[0].shape == (2, 5) and docs.batch([])[0].shape == (0, 0)
     assert len(docs) == 4 and docs.tokens == 11 and docs.lengths.tolist() == [3, 1, 2, 5] and docs.lengths.dtype == np.int32

@@ -14,7 +14,13 @@ import pytest
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
+import common
+import evaluate
 import llada
+import model as project
+import prime
+import sample
+import train
 from common import Fail
 
 DATA = os.path.join(os.path.dirname(__file__), "..", "..", "shared")
@@ -388,7 +394,9 @@ def test_a_token_can_be_ruled_out(tmp_path):
     y = torch.full((1, 5, 1), CONFIG["vocab_size"])
     ask = y, torch.tensor([5]), torch.tensor([0.0]), torch.ones(1, 5, dtype=torch.bool)
     with torch.no_grad():
-        free, without = model(*ask)[0], llada.never(model, [47, 46])(*ask)[0]
+        free = model(*ask)[0]
+        model.never = [47, 46]
+        without = model(*ask)[0]
     assert without[:, [46, 47]].eq(-math.inf).all() and torch.equal(without[:, :46], free[:, :46])
 
 
@@ -632,3 +640,112 @@ def test_a_tokenizer_of_another_kind_is_one_sentence(tmp_path, content, says):
 def test_a_tokenizer_that_is_not_there(tmp_path):
     with pytest.raises(Fail, match="cannot read"):
         llada.tokenizer_json(tmp_path / "tokenizer.json")
+
+
+# ---- the whole path: retrofit, resume, sample, export, benchmark ---------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with a tiny pretrained model, GSM8K-like and infilling tasks, and a function that runs a script's main function quietly."""
+    folder = tmp_path_factory.mktemp("retrofit")
+    checkpoint(folder / "base", {**CONFIG, "vocab_size": 260, "embedding_size": 260, "mask_token_id": 258, "eos_token_id": 257, "pad_token_id": 257})
+    saved(folder / "base", tokenizer([], added=["<|x|>", "<|endoftext|>", "<|mask|>"]))
+    rng = random.Random(0)
+    sums = [(a, b) for a in range(12) for b in range(12)]
+    (folder / "sums.jsonl").write_text("\n".join(json.dumps({"question": f"{a}+{b}?", "answer": f"{a + b}\n#### {a + b}"}) for a, b in sums))
+    (folder / "code.jsonl").write_text("\n".join(json.dumps({"prefix": f"def f{i}(x):\n", "middle": f" return {i}", "suffix": "\n"}) for i in range(100)))
+    problem = {"entry_point": "f", "prompt": "def f(x):\n", "suffix": "\n", "canonical_solution": "    return x", "test": "def check(f):\n    assert f(2) == 2\n"}
+    (folder / "infill.jsonl").write_text("\n".join(json.dumps({"task_id": f"t/{i}", **problem}) for i in range(3)))
+    return folder
+
+
+TRAIN = ["--batch_size=4", "--block_size=48", "--max_iters=4", "--eval_interval=2", "--eval_iters=1", "--log_interval=1", "--warmup_iters=1",
+         "--sample_steps=3", "--device=cpu", "--lora=4", "--learning_rate=1e-2"]
+
+
+def retrofitted(world, out, *flags):
+    out_dir = str(world / out)
+    args = [*TRAIN, f"--init_from={world / 'base'}", f"--dataset={world / 'sums.jsonl'}", f"--data_dir={world / 'data'}", f"--out_dir={out_dir}", *flags]
+    train.train(list({a.split("=")[0]: a for a in args}.values()))
+    return out_dir
+
+
+@pytest.mark.parametrize("method", ["flexmdm", "mdm"])
+def test_a_retrofit_trains_adapters_alone_and_resumes_to_the_bit(world, method):
+    before = (world / "base" / "model.safetensors").read_bytes()
+    a, b = retrofitted(world, f"{method}-a", f"--method={method}"), retrofitted(world, f"{method}-b", f"--method={method}", "--eval_interval=1", "--keep=5")
+    content = project.read(f"{a}/ckpt.pt")
+    assert all(k.startswith(("blocks.", "head.", "time.", "shared.", "gap.")) for k in content["model"])
+    assert not any(k in content["model"] for k in ("embed.weight", "head.weight", "blocks.0.q.weight", "blocks.0.up.weight"))
+    assert {"head.a", "blocks.1.v.b"} <= set(content["model"]) and ("gap.up.weight" in content["model"]) == (method == "flexmdm")
+    os.remove(f"{b}/ckpt.pt")                                          # as if it had been stopped after step 3
+    train.train([f"--out_dir={b}", "--init_from=resume"])
+    again = project.read(f"{b}/ckpt.pt")
+    for part in ("model", "ema"):
+        assert all(torch.equal(content[part][k], again[part][k]) for k in content[part])
+    assert (world / "base" / "model.safetensors").read_bytes() == before
+    loaded = project.load(f"{a}/ckpt.pt")
+    assert torch.equal(loaded.model.blocks[0].up.weight, llada.load(world / "base").blocks[0].up.weight)
+    y = torch.full((1, 5, 1), loaded.code.mask)
+    logits, _ = loaded.predict(y, torch.tensor([5]), torch.tensor([0.5]), torch.ones(1, 5, dtype=torch.bool))
+    assert logits[:, 258].eq(-math.inf).all() and logits[:, :258].isfinite().all()             # its own mask token is never drawn
+
+
+def test_prompts_are_never_noised(world):
+    args = common.parse(train.Args, "", [f"--dataset={world / 'sums.jsonl'}", f"--data_dir={world / 'data'}", "--batch_size=8", "--block_size=48", f"--init_from={world / 'base'}"])
+    train.check(args)
+    dataset = train.open_data(args)
+    code = prime.Code(260)
+    for method in ("flexmdm", "mdm"):
+        args.method, args.insertion = method, train.METHODS[method]
+        for step in range(5):
+            batch = train.make_batch(step, dataset.train, code, args, 257)
+            text = [dataset.tokenizer.decode(row) for row in batch.x1.tolist()]
+            for row in range(8):
+                question = text[row].split("\n")[0] + "\n"
+                given = len(dataset.tokenizer.encode(question))
+                assert batch.frozen[row].tolist() == [i < given for i in range(batch.frozen.shape[1])]
+                assert batch.noised.y[row, :given, 0].tolist() == batch.x1[row, :given].tolist()
+
+
+def test_sample_export_and_go_on(world, capsys, monkeypatch):
+    out = retrofitted(world, "c", "--overwrite")
+    sample.run([f"--out_dir={out}", "--num_samples=2", "--steps=4", "--prompt=1+2?"])
+    assert capsys.readouterr().out.count("1+2?") == 2
+    monkeypatch.setattr(sys, "argv", ["model.py", "export", f"{out}/ckpt.pt", str(world / "exported")])
+    project.command()
+    loaded, back = project.load(f"{out}/ckpt.pt"), llada.load(world / "exported").eval()
+    ask = torch.full((1, 4, 1), 260), torch.tensor([4]), torch.tensor([0.3]), torch.ones(1, 4, dtype=torch.bool)
+    with torch.no_grad():
+        (z, g), (z2, g2) = loaded.predict(*ask), back(*ask)
+    keep = torch.arange(260) != 258
+    assert torch.allclose(z[:, keep], z2[:, keep], atol=1e-4) and torch.allclose(g, g2, atol=1e-4)
+    retrofitted(world, "d", f"--init_from={world / 'exported'}")
+    assert project.load(str(world / "d" / "ckpt.pt")).model.never == [258]
+
+
+@pytest.mark.parametrize("model_of, flags", [("flexmdm-a", []), ("mdm-a", ["--sampler=llada", "--block=4", "--temperature=0"]), ("base", ["--sampler=llada"]), ("base", ["--order=top_prob", "--window=4"])])
+@pytest.mark.parametrize("benchmark", ["gsm8k", "infill"])
+def test_benchmarks_of_a_model(world, benchmark, model_of, flags, capsys):
+    """Random models solve nothing (or little); every problem is answered once, in a file that a second run completes."""
+    results = world / f"{benchmark}-{model_of}-{len(flags)}.jsonl"
+    problems = world / ("sums.jsonl" if benchmark == "gsm8k" else "infill.jsonl")
+    argv = [f"--out_dir={world / model_of}", f"--problems={problems}", f"--results={results}", "--steps=6", "--length=8", "--device=cpu", *flags]
+    evaluate.run_tasks(benchmark, [*argv, "--every=50" if benchmark == "gsm8k" else "--every=1"])
+    first = results.read_text()
+    assert len(first.splitlines()) == 4 and "pass@1" in capsys.readouterr().out
+    results.write_text("\n".join(first.splitlines()[:2]) + "\n" + '{"task_id": "cut')
+    evaluate.run_tasks(benchmark, [*argv, "--every=50" if benchmark == "gsm8k" else "--every=1"])
+    strip = lambda text: [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
+    if model_of != "base" and "--sampler=llada" not in flags or "--temperature=0" in flags:    # each problem has its own seed
+        assert strip(results.read_text()) == strip(first)
+    else:
+        assert len(results.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--method=prime"], "goes on as --method flexmdm or mdm"), (["--block_size=65"], "longer than the 64 tokens"), (["--fsdp"], "--fsdp needs"),
+    (["--tokenizer=bytes"], "vocabulary")])
+def test_bad_input_of_a_retrofit(world, flags, says):
+    with pytest.raises(Fail, match=says):
+        retrofitted(world, "bad", *flags)
