@@ -15,6 +15,7 @@ import contextlib
 import csv
 import dataclasses
 import difflib
+import errno
 import fcntl
 import os
 import signal
@@ -154,10 +155,12 @@ class Team:
         return x
 
     def say(self, *words):
-        """Print on the first process. A terminal that went away, or a full disk behind a pipe, does not end a run."""
+        """Print on the first process. A terminal that went away, or a full disk behind it, does not end a run: it goes on in silence."""
         if self.rank == 0:
-            with contextlib.suppress(OSError):
+            try:
                 print(*words, flush=True)
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 class Stop:
@@ -222,8 +225,8 @@ def main(run):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as e:
-        if e.errno != 28:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        print(f"{os.path.basename(sys.argv[0])}: the disk is full ({e.filename or e}); free some space and run the same command again",
+        print(f"{os.path.basename(sys.argv[0])}: the disk is full, or a limit on files is reached ({e.filename or e.strerror}); free some space and run the same command again",
               file=sys.stderr)
         sys.exit(2)

@@ -310,13 +310,12 @@ def validate(predict, documents, code, args, end, team):
     """The bound on validation documents in nats per token: (total, unmask, insert). Same documents, times and noise at every call."""
     sums = torch.zeros(3, dtype=torch.float64)
     plain = SimpleNamespace(**{**vars(args), "infill": 0.0, "weight_cap": math.inf, "t_power": 1.0, "batch_size": min(args.batch_size, len(documents))})
-    for i in range(args.eval_iters):
-        if i % team.world == team.rank:
-            batch = make_batch(i, documents, code, plain, end)
-            for rows in share(len(batch.x1), 0, 1, args.gradient_accumulation_steps):
-                unmask, insert = losses(predict, code, batch, rows, plain)
-                sums += torch.tensor([unmask.double().sum(), insert.double().sum(), 0.0])
-            sums[2] += batch.tokens
+    for i in range(team.rank, -(-args.eval_iters // team.world) * team.world, team.world):     # as many forward passes on every process: with
+        batch = make_batch(i, documents, code, plain, end)                                     # --fsdp they need each other
+        for rows in share(len(batch.x1), 0, 1, args.gradient_accumulation_steps):
+            unmask, insert = losses(predict, code, batch, rows, plain)
+            sums += torch.tensor([unmask.double().sum(), insert.double().sum(), 0.0]) * (i < args.eval_iters)
+        sums[2] += batch.tokens * (i < args.eval_iters)
     team.sum(sums)
     unmask, insert = sums[0] / sums[2], sums[1] / sums[2]
     return float(unmask + insert), float(unmask), float(insert)
@@ -411,20 +410,20 @@ def build(args, tokenizer, content):
 
 
 def adopt(net, content, path):
-    """Start from the (averaged) weights of a checkpoint. One of a fixed canvas may begin one with insertion: only the gap head is new."""
+    """Start from the (averaged) weights of a checkpoint. One of a fixed canvas may begin one with insertion: only what concerns gaps is new."""
     differ = [k for k, v in asdict(net.config).items() if content["config"].get(k, v) != v and k != "insertion"]
     if differ or content.get("base"):
         raise Fail(f"{path} has another {' and '.join(differ) or 'kind of weights, adapters'}: give the same flags, or train from scratch")
     missing, unexpected = net.load_state_dict(content.get("ema") or content["model"], strict=False)
-    if unexpected or any(not k.startswith("gap.") for k in missing):
+    if unexpected or any(not k.startswith(("gap.", "time.count.")) for k in missing):
         raise Fail(f"{path} has weights that this method does not know ({(unexpected + missing)[0]}): train from scratch")
 
 
-def shard(net):
+def shard(net, **options):
     """FSDP: each block, and the rest, is cut over the processes and put together when it is needed."""
     for block in net.blocks:
         fully_shard(block)
-    return fully_shard(net)
+    return fully_shard(net, **options)
 
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}            # dense bf16 FLOP/s of the GPUs whose MFU is printed
@@ -471,7 +470,7 @@ def train(argv=None):
     net.checkpoint = args.checkpointing
     net.defer = 8192 if device.startswith("cuda") and code.V > 4096 else 0
     if args.fsdp:
-        net, averaged = shard(net), shard(averaged)
+        net, averaged = shard(net), shard(averaged, reshard_after_forward=True)         # no backward pass lets go of its weights
     ema = {k: averaged.state_dict()[k] for k in trained}               # update_ema changes them in place
     optimizers = optimizers_for(net, args)
     step = 0
@@ -542,9 +541,9 @@ def train(argv=None):
             team.say(f"step {step}/{args.max_iters} | val {val[0]:.3f} (unmask {val[1]:.3f} insert {val[2]:.3f})")
             if team.rank == 0:
                 log.add(step=step, val=val[0])
-                if args.sample_steps:
-                    for line in show_samples(averaged_predict, code, args, tokenizer, seed=step):
-                        team.say("    " + repr(line)[1:-1])
+            if args.sample_steps and (team.rank == 0 or args.fsdp):
+                for line in show_samples(averaged_predict, code, args, tokenizer, seed=step):
+                    team.say("    " + repr(line)[1:-1])
             save()
             clock, since = time.perf_counter(), 0
         if step >= args.max_iters:
@@ -607,6 +606,8 @@ def train(argv=None):
 
     team.say(f"done: {args.out_dir}/ckpt.pt, log.csv, loss.png in {time.perf_counter() - began:.0f} s" if step >= args.max_iters else "")
     if team.many:
+        del parallel                                                   # its reducer must not outlive the process group
+        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -151,36 +152,112 @@ def test_resume_is_exact(method, text, tmp_path):
     assert same(tmp_path / "a", tmp_path / "b")
 
 
-def test_two_processes_take_the_same_steps_as_one(text, tmp_path):
-    trained(tmp_path / "one", text, "--gradient_accumulation_steps=2")
-    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29731", os.path.join(ROOT, "train.py"), *TINY, *text,
-                          f"--out_dir={tmp_path / 'two'}", "--gradient_accumulation_steps=2"], capture_output=True, text=True,
-                         env={**os.environ, "OMP_NUM_THREADS": "1"})
+def torchrun(processes, *flags):
+    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
+                          os.path.join(ROOT, "train.py"), *flags], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, run.stderr
-    one, two = (model.read(tmp_path / d / "ckpt.pt")["model"] for d in ("one", "two"))
-    assert max(float((one[k] - two[k]).abs().max()) for k in one) <= 1e-5
-    logs = [[float(r["loss"]) for r in csv.DictReader(open(tmp_path / d / "log.csv")) if r["loss"]] for d in ("one", "two")]
-    assert logs[0] == pytest.approx(logs[1], abs=1e-5)
+    return run.stdout
+
+
+def nearly_same(a, b, tolerance=1e-5):
+    first, second = model.read(a / "ckpt.pt"), model.read(b / "ckpt.pt")
+    for part in ("model", "ema"):
+        assert max(float((first[part][k] - second[part][k]).abs().max()) for k in first[part]) <= tolerance
+    logs = [[float(r["loss"]) for r in csv.DictReader(open(d / "log.csv")) if r["loss"]] for d in (a, b)]
+    assert logs[0] == pytest.approx(logs[1], abs=tolerance) and len(logs[0]) == 6
+    return True
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_two_processes_take_the_same_steps_as_one(optimizer, text, tmp_path):
+    """The same documents, times and noise, so the same loss, weights and averages, whatever is split over what."""
+    flags = ["--gradient_accumulation_steps=2", f"--optimizer={optimizer}"]
+    trained(tmp_path / "one", text, *flags)
+    torchrun(2, *TINY, *text, f"--out_dir={tmp_path / 'two'}", *flags)
+    assert nearly_same(tmp_path / "one", tmp_path / "two")
+
+
+def test_sharded_over_two_processes(text, tmp_path):
+    """--fsdp: weights, averages and optimizer in two parts; the same steps as one process, also when it is resumed from the whole checkpoint."""
+    flags = ["--gradient_accumulation_steps=2", "--optimizer=adamw"]
+    trained(tmp_path / "one", text, *flags)
+    printed = torchrun(2, *TINY, *text, f"--out_dir={tmp_path / 'two'}", "--fsdp", *flags)
+    assert "2 processes" in printed and nearly_same(tmp_path / "one", tmp_path / "two")
+    os.remove(tmp_path / "two" / "ckpt.pt")                            # as if it had been stopped after step 3
+    torchrun(2, f"--out_dir={tmp_path / 'two'}", "--init_from=resume")
+    assert nearly_same(tmp_path / "one", tmp_path / "two")
+    quietly(sample.run, [f"--out_dir={tmp_path / 'two'}", "--num_samples=2", "--steps=3"])
 
 
 def test_sigterm_saves_and_kill_loses_nothing(text, tmp_path):
-    """kill -9 at random moments, a SIGTERM, and resume after each: the end is that of a run that was left alone."""
-    flags = [*TINY, *text, "--max_iters=40", "--eval_interval=5", "--sample_steps=0", "--log_interval=1"]
+    """kill -9 at random moments (KILLS=20: so many), one SIGTERM, and resume after each: the end is that of a run that was left alone."""
+    kills = int(os.environ.get("KILLS", 8))
+    flags = [*TINY, *text, f"--max_iters={5 * kills}", "--eval_interval=5", "--sample_steps=0", "--log_interval=1"]
     assert start("train.py", *flags, f"--out_dir={tmp_path / 'a'}").wait() == 0
-    rng = random.Random(1)
-    for attempt in range(9):
+    rng, killed = random.Random(1), 0
+    for attempt in range(10 * kills):
         again = glob.glob(f"{tmp_path}/b/ckpt*.pt")
         run = start("train.py", *flags, f"--out_dir={tmp_path / 'b'}", *(["--init_from=resume"] if again else ["--overwrite"]))
-        steps = rng.randint(3, 15)
-        for line in run.stdout:                                        # let it come some steps further
+        steps = rng.randint(3, 12) if killed < kills else -1
+        for line in run.stdout:                                        # let it come some steps further, and some moments more
             steps -= steps > 0 and "| loss" in line
             if steps == 0:
+                time.sleep(rng.random() / 50)
                 run.send_signal(signal.SIGTERM if attempt == 2 else signal.SIGKILL)
                 steps = -1                                             # once: a second SIGTERM would end it without saving
-        if run.wait() == 0 and attempt != 2:
+        killed += run.wait() == -signal.SIGKILL
+        if run.returncode == 0 and attempt != 2:
             break
         assert attempt != 2 or run.returncode == 0
     assert same(tmp_path / "a", tmp_path / "b")
+    print(f"killed {killed} times")
+    assert killed >= kills / 2
+
+
+def test_sigterm_under_torchrun_saves(text, tmp_path):
+    """The launcher passes the signal on; the processes finish the step together, save, and can be resumed to the same end."""
+    flags = [*TINY, *text, "--max_iters=30", "--eval_interval=100", "--sample_steps=0"]
+    trained(tmp_path / "a", text, *flags[len(TINY) + len(text):])
+    run = subprocess.Popen([sys.executable, "-u", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", os.path.join(ROOT, "train.py"), *flags,
+                            f"--out_dir={tmp_path / 'b'}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    said = []
+    for line in run.stdout:
+        said.append(line)
+        if line.startswith("step 5/"):
+            run.send_signal(signal.SIGTERM)
+    run.wait()
+    assert "go on with: torchrun --nproc_per_node=2 train.py --init_from resume" in "".join(said)
+    assert 5 <= model.read(tmp_path / "b" / "ckpt.pt")["step"] < 30
+    torchrun(2, f"--out_dir={tmp_path / 'b'}", "--init_from=resume")
+    first, second = model.read(tmp_path / "a" / "ckpt.pt"), model.read(tmp_path / "b" / "ckpt.pt")
+    assert second["step"] == 30 and max(float((first["model"][k] - second["model"][k]).abs().max()) for k in first["model"]) < 1e-4
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(text, tmp_path):
+    """A limit on the size of files stands in for a full disk: one sentence, and what was saved before is whole; the log may be on the full disk, too."""
+    trained(tmp_path, text)
+    before, files = open(tmp_path / "ckpt.pt", "rb").read(), sorted(os.listdir(tmp_path))
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+    run = start("train.py", f"--out_dir={tmp_path}", "--init_from=resume", "--max_iters=9", preexec_fn=limit)
+    out, err = run.communicate()
+    assert run.returncode == 2 and "the disk is full" in err and "Traceback" not in err and err.count("\n") == 1, err
+    assert open(tmp_path / "ckpt.pt", "rb").read() == before and sorted(os.listdir(tmp_path)) == files
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), f"--out_dir={tmp_path}", "--init_from=resume", "--max_iters=9"], stdout=full,
+                             stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert run.returncode == 0 and model.read(tmp_path / "ckpt.pt")["step"] == 9, run.stderr
+
+
+def test_memory_is_flat_over_5000_steps(text, tmp_path):
+    """Resident size after 1,000 steps and after 5,000, with validation, samples and checkpoints between; the files stay small."""
+    run = start("train.py", *TINY, *text, f"--out_dir={tmp_path}", "--max_iters=5000", "--log_interval=500", "--eval_interval=1000")
+    size = {}
+    for line in run.stdout:
+        if line.startswith(("step 1500/", "step 5000/")) and "| loss" in line:
+            size[line.split("/")[0]] = int(next(l for l in open(f"/proc/{run.pid}/status") if l.startswith("VmRSS")).split()[1]) / 1024
+    assert run.wait() == 0 and len(size) == 2
+    assert size["step 5000"] < size["step 1500"] + 20, size            # MB
+    assert os.path.getsize(tmp_path / "log.csv") < 5_000 and os.path.getsize(tmp_path / "loss.png") < 100_000
 
 
 def test_a_damaged_checkpoint_is_stepped_over(text, tmp_path):
