@@ -15,6 +15,7 @@ One worked number: 768 wide, 12 layers, 12 heads, V = 50257, ell = 1 has 170.4M 
     python model.py export out/ckpt.pt DIR            # as safetensors, adapters merged; train.py --init_from DIR goes on from it
 """
 import contextlib
+import errno
 import hashlib
 import math
 import os
@@ -346,7 +347,10 @@ def save(path, **content):
     The file is torch's own zip; the SHA-256 of all that stands before it is the zip's comment.
     """
     with aside(path, "w+b") as f:
-        torch.save({"format": FORMAT, **content}, f)
+        try:
+            torch.save({"format": FORMAT, **content}, f)
+        except RuntimeError as e:                                      # how torch's writer says that not all bytes could be written
+            raise OSError(errno.ENOSPC, str(e).splitlines()[0], str(path)) from None
         f.flush()
         size = f.seek(0, os.SEEK_END)
         f.seek(0)

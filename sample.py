@@ -51,12 +51,14 @@ class Draws:
         return self.rows(lambda rows, g: torch.rand(rows.stop - rows.start, size, *shape, dtype=torch.float64, generator=g), B)[:, :L]
 
     def arrivals(self, g, p):
-        """How many of g (B, N) expected tokens come, each with probability p: Binomial(K, p), K being g rounded up or down so that E K = g.
+        """How many of g (B, N) expected tokens come, each with probability p: Binomial(K, p) in each gap, K being g rounded so that E K = g.
 
-        In the limit of small p all counts of mean g p are one process. This one is exact at every p where the number missing is
-        certain (a Poisson count then inserts twice or never at all), and says no more than the mean where it is not.
+        All gaps of a row are rounded with one uniform u, K_j = floor(g_1 + ... + g_j + u) - floor(g_1 + ... + g_(j-1) + u), so that any run of
+        neighbouring gaps gets its expected sum, up or down by less than one. In the limit of small p all counts of mean g p are one process.
+        This one is exact at every p for a gap, or a run of gaps, where the number missing is certain (independent Poisson counts would
+        then insert twice or never), and says no more than the mean where it is not.
         """
-        K = g.floor() + (self.uniform(*g.shape) < g.frac())
+        K = (g.cumsum(1) + self.uniform(len(g), 1)).floor().diff(dim=1, prepend=torch.zeros(len(g), 1, dtype=g.dtype))
         draw = lambda rows, generator: torch.binomial(K[rows], torch.full_like(K[rows], p), generator=generator)
         return self.rows(draw, len(g)).long()
 

@@ -281,6 +281,16 @@ def test_arrivals_are_binomial(g, p):
     assert float((count - law).abs().sum() / 2) <= sampling_error(law, N, 1e-3) * (float(law.max()) < 1)
 
 
+def test_neighbouring_gaps_share_what_is_certain():
+    """Where five gaps miss 4 tokens together, 4 arrive (p = 1), whatever the split; each gap and each run of gaps has its mean, within one."""
+    g, N = torch.tensor([0.7, 0.0, 1.6, 0.2, 1.5], dtype=torch.float64), 20_000
+    got = Draws().arrivals(g.expand(N, 5), 1.0)
+    assert (got.sum(1) == 4).all() and (got[:, 1] == 0).all()
+    for a, z in itertools.combinations(range(6), 2):
+        run, mean = got[:, a:z].sum(1), float(g[a:z].sum())
+        assert float((run - mean).abs().max()) < 1 and abs(float(run.double().mean()) - mean) < 4 * 0.5 / math.sqrt(N)
+
+
 # ---- the pieces ----------------------------------------------------------------------------------------------------------------------
 
 def test_insert_is_list_insertion():
