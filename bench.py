@@ -19,7 +19,6 @@ One worked number: at a uniform time half of a document's tokens exist and a qua
 flexmdm step needs 0.31 MFLOP in the blocks and 0.06 in the projection per document token, of 0.53 and 0.23 for every slot.
 """
 import csv
-import ctypes
 import math
 import statistics
 import time
@@ -33,7 +32,7 @@ import prime
 import rates
 import sample
 import train
-from common import Fail, aside, flag, main, parse
+from common import Fail, aside, flag, main, parse, trim
 
 PRESETS = {
     "cpu": dict(n_layer=4, n_head=4, n_embd=256, block_size=512, documents=4, slots=512, canvas=128, batch=4, steps="64", repeats=2),
@@ -91,7 +90,7 @@ class Bench:
             seconds = self.seconds(run)
             return (torch.cuda.max_memory_allocated() - before) / 1e6, seconds
         try:
-            ctypes.CDLL(None).malloc_trim(0)
+            trim()
             with open("/proc/self/clear_refs", "w") as f:              # Linux: forget the peak so far
                 f.write("5")
             status = lambda key: int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) / 1e3

@@ -19,6 +19,7 @@ more, a fixed canvas by end tokens up to block_size, an autoregressive model by 
     length TV    total variation between the length histograms of samples and validation documents, bins of 1/16 of block_size
     distinct-2   different pairs of neighbouring tokens / all such pairs
     entropy      of the samples' tokens in bits (beside it the validation documents'): low means repetition
+    spans        share of validation documents in which a removed span of 1 to 6 tokens is restored exactly (--spans)
     copied       share of the samples that stand in the training documents word for word
 
 One worked number: a model that has learnt nothing about bytes has 8 bits per byte, plus what its lengths cost.
@@ -64,6 +65,8 @@ class Args:
     documents: int = flag(512, "validation documents for the bounds; 0: none", low=0)
     repeats: int = flag(8, "times at which each document is noised")
     num_samples: int = flag(1000, "samples to judge; 0: none", low=0)
+    spans: int = flag(0, "also: restore a removed span in so many validation documents", low=0)
+    span_steps: int = flag(32, "sampling steps for these")
     steps: str = flag("128", "sampling steps, separated by commas")
     order: str = flag("random", "which masks are revealed first", sample.ORDERS)
     temperature: float = flag(1.0, "of the samples")
@@ -217,6 +220,11 @@ def run(argv=None):
             print(f"  {min(args.documents, len(dataset.val))} validation documents     nats/document   nats/token   bits/byte")
             for bound, (document, token, bits, error) in likelihood(loaded, dataset.val, tokenizer, args).items():
                 print(f"  {bound:<6}{'(no bound)' if bound == 'paper' else '':<28}{document:>12.2f}{token:>13.4f}{bits:>12.4f} +- {error:.4f}", flush=True)
+        if args.spans:
+            if loaded.config.causal:
+                raise Fail("an autoregressive model cannot fill spans: leave --spans out")
+            share, error = held_out_spans(loaded, dataset.val, tokenizer, args)
+            print(f"  spans restored exactly: {100 * share:.1f}% +- {100 * error:.1f} of {args.spans}", flush=True)
         if args.num_samples:
             val = [dataset.val.document(i) for i in range(len(dataset.val))]
             known = {tokenizer.decode(dataset.train.document(i)) for i in range(len(dataset.train))} if len(dataset.train) < 1e6 else set()
@@ -237,6 +245,26 @@ def run(argv=None):
             out.writerows({k: f"{r[k]:.5g}" if isinstance(r[k], float) else r[k] for k in COLUMNS} for r in rows)
     if args.png:
         draw_png(args.png, rows)
+
+
+def held_out_spans(loaded, documents, tokenizer, args):
+    """The share of validation documents in which a span of 1 to 6 tokens, removed at random, is restored exactly; and its standard error.
+    A fixed canvas is told how long the span was."""
+    rng = np.random.default_rng(args.seed)
+    ids = [i for i in rng.permutation(len(documents)) if documents.lengths[i] >= 8][:args.spans]
+    right = []
+    for part in np.array_split(ids, -(-len(ids) // args.batch_size)):
+        pairs, spans = [], []
+        for i in part:
+            document, size = documents.document(i), int(rng.integers(1, 7))
+            at = int(rng.integers(1, len(document) - size))
+            pairs.append((document[:at], document[at + size:]))
+            spans.append(document[at:at + size])
+        wanted = sample.Args(steps=args.span_steps, order=args.order, temperature=args.temperature)
+        got = fill(loaded, tokenizer, pairs, [len(span) for span in spans], wanted, [args.seed * 1_000_003 + int(i) for i in part], tokenizer.eot)
+        right += [a == b for a, b in zip(got, spans)]
+    p = float(np.mean(right))
+    return p, math.sqrt(p * (1 - p) / len(right))
 
 
 # ---- benchmarks ----------------------------------------------------------------------------------------------------------------------
@@ -273,45 +301,32 @@ def open_model(path, device):
                                          "tokenizer": {"name": path}})
 
 
+def fill(loaded, tokenizer, pairs, room, args, seeds, end=None):
+    """What a model puts between the tokens a and z of each pair: lists of ids. room: how many masks each has on a fixed canvas."""
+    code, L, fixed = loaded.code, loaded.config.block_size, loaded.config.insertion == "instant"
+    y, n, opened = sample.stack([sample.start_from([a, z], [k if fixed else None], code, L - (not fixed), fixed, end) for (a, z), k in zip(pairs, room)], code)
+    if getattr(args, "sampler", "ours") == "llada":
+        x, n = sample.generate_by_blocks(loaded.predict, code, (y, n), args.steps, args.block, args.temperature)
+    else:
+        schedules = interpolant.schedule(loaded.run["insertion"]), interpolant.schedule(loaded.run["unmasking"])
+        x, n = sample.generate(loaded.predict, code, len(pairs), y.shape[1] if fixed else L, args.steps, *schedules, args.order, args.temperature,
+                               (y, n, opened), window=args.window or None, seeds=seeds)
+    ends = [len(a) + k if fixed else int(size) - len(z) for (a, z), k, size in zip(pairs, room, n)]
+    return [row[len(a):to].tolist() for row, (a, _), to in zip(x, pairs, ends)]
+
+
 def solver(benchmark, loaded, tokenizer, args):
     """[problem] -> [answer]: prompts are given, the answer is one hole (with insertion), or --length masks."""
-    fixed = loaded.config.insertion == "instant"
-    if args.sampler == "llada" and (not fixed or loaded.code.ell > 1):
+    if args.sampler == "llada" and (loaded.config.insertion != "instant" or loaded.code.ell > 1):
         raise Fail("--sampler llada is for models with a fixed canvas and one digit per token")
 
-    def given(problem):
-        if benchmark == "gsm8k":
-            return tokenizer.encode(problem["question"] + "\n"), []
-        return tokenizer.encode(problem["prompt"]), tokenizer.encode(problem["suffix"])
-
     def generate(problems):
-        both = [given(p) for p in problems]
-        room = args.length if fixed else 0
-        size = max(len(a) + room + len(z) for a, z in both)
-        if size >= loaded.config.block_size and not fixed or size > loaded.config.block_size:
-            raise Fail(f"a problem of {size} tokens does not fit the model's block_size of {loaded.config.block_size}: lower --length, or train with a larger one")
-        L = loaded.config.block_size if fixed and not loaded.model.never else size              # LLaDA's canvas ends with the answer
-        y = torch.full((len(both), L, loaded.code.ell), loaded.code.pad)
-        n, opened = torch.empty(len(both), dtype=torch.int64), torch.zeros(len(both), L + 1, dtype=torch.bool)
-        for row, (a, z) in enumerate(both):
-            ids = [*a, *[-1] * room, *z]
-            ids += [tokenizer.eot] * (L - len(ids)) if fixed and L > size else []
-            n[row], opened[row, len(a)] = len(ids), True
-            ids = torch.tensor(ids)
-            y[row, :len(ids)] = torch.where((ids < 0)[:, None], loaded.code.mask, loaded.code.encode(ids.clamp_min(0)))
-        if args.sampler == "llada":
-            x, n = sample.generate_by_blocks(loaded.predict, loaded.code, (y, n), args.steps, args.block, args.temperature)
-        else:
-            schedules = interpolant.schedule(loaded.run["insertion"]), interpolant.schedule(loaded.run["unmasking"])
-            seeds = [(args.seed * 1_000_003 + zlib.crc32(p["task_id"].encode())) % 2 ** 32 for p in problems]
-            x, n = sample.generate(loaded.predict, loaded.code, len(both), L if fixed else loaded.config.block_size, args.steps, *schedules, args.order,
-                                   args.temperature, (y, n, opened), window=args.window or None, seeds=seeds)
-        answers = []
-        for row, (a, z) in enumerate(both):
-            end = len(a) + room if fixed else int(n[row]) - len(z)
-            answer = x[row, len(a):end].tolist()
-            answers.append(tokenizer.decode(answer[:answer.index(tokenizer.eot)] if tokenizer.eot in answer else answer))
-        return answers
+        given = lambda p: (p["question"] + "\n", "") if benchmark == "gsm8k" else (p["prompt"], p["suffix"])
+        pairs = [tuple(map(tokenizer.encode, given(p))) for p in problems]
+        seeds = [(args.seed * 1_000_003 + zlib.crc32(p["task_id"].encode())) % 2 ** 32 for p in problems]
+        end = None if loaded.model.never else tokenizer.eot            # LLaDA's canvas ends with the answer
+        answers = fill(loaded, tokenizer, pairs, [args.length] * len(pairs), args, seeds, end)
+        return [tokenizer.decode(ids[:ids.index(tokenizer.eot)] if tokenizer.eot in ids else ids) for ids in answers]
     return generate
 
 

@@ -43,7 +43,7 @@ import model
 import rates
 import sample
 import train
-from common import Fail, Log, Stop, aside, flag, lock, main, parse
+from common import Fail, Log, Stop, aside, flag, lock, main, parse, trim
 from tasks import wilson
 
 SPLITS = ("train", "val", "test")
@@ -311,6 +311,7 @@ def train_method(method, maze, tasks, val, args, stop):
             u, i = torch.stack(recent).mean(0).tolist()
             seconds, recent = (time.perf_counter() - began) / (step - start), []
             log.add(step=step, loss=u + i, unmask=u, insert=i, lr=lr, gnorm=float(norm), tokens=batch.tokens)
+            trim()
             print(f"step {step}/{args.max_iters} | loss {u + i:.3f} (unmask {u:.3f} insert {i:.3f}) | lr {lr:.1e} | gnorm {norm:.2f} | "
                   f"{1000 * seconds:.0f} ms | {batch.tokens / seconds / 1000:.1f}k tok/s | eta {(args.max_iters - step) * seconds / 60:.1f}m", flush=True)
         if step % args.eval_interval == 0 or step == args.max_iters or stop.asked:
@@ -566,6 +567,7 @@ def run(argv=None):
         for order in args.order_list:
             for steps in args.step_list:
                 torch.manual_seed(args.seed)
+                trim()
                 if (arm, order, steps) not in done:
                     rows += evaluate(arm, net, maze, test, pins, steps, order)
                     with aside(path, newline="") as f:

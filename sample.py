@@ -321,7 +321,7 @@ def start_from(parts, holes, code, block_size, fixed, end, end_open=False):
     """The state that sampling starts from, for one row: (y (1, L, ell), n (1,), opened (1, L + 1)).
 
     With insertion, the given tokens stand side by side and only the gaps at holes are open. On a fixed canvas, holes are as many masks
-    as they say; what follows the last given token is end tokens, or masks when it is open (a prompt).
+    as they say; what follows the last given token is end tokens (with end=None: nothing), or masks when it is open (a prompt).
     """
     if fixed and None in holes:
         raise Fail("this model has a fixed canvas: say how many tokens each hole has, as in [..5], or use a flexmdm model")
@@ -334,13 +334,21 @@ def start_from(parts, holes, code, block_size, fixed, end, end_open=False):
         ids += [-1] * (hole if fixed else 0) + list(part)
     if end_open:
         opened.add(len(ids))
-    if fixed:
+    if fixed and (end_open or end is not None):
         ids += [-1 if end_open else end] * (block_size - len(ids))
     ids = torch.tensor(ids, dtype=torch.int64)[None]
     y = torch.where((ids < 0)[:, :, None], code.mask, code.encode(ids.clamp_min(0)))
     gaps = torch.zeros(1, ids.shape[1] + 1, dtype=torch.bool)
     gaps[0, list(opened)] = True
     return y, torch.tensor([ids.shape[1]]), gaps
+
+
+def stack(starts, code):
+    """Several of start_from's states as one batch."""
+    L = max(y.shape[1] for y, _, _ in starts)
+    pad = torch.nn.functional.pad
+    return (torch.cat([pad(y, (0, 0, 0, L - y.shape[1]), value=code.pad) for y, _, _ in starts]), torch.cat([n for _, n, _ in starts]),
+            torch.cat([pad(opened, (0, L + 1 - opened.shape[1])) for _, _, opened in starts]))
 
 
 def retimed(predict, trained, used):

@@ -40,7 +40,7 @@ import model
 import prime
 import rates
 import sample
-from common import Fail, Log, Stop, Team, aside, flag, lock, main, parse
+from common import Fail, Log, Stop, Team, aside, flag, lock, main, parse, trim
 from model import checkpoints, newest_good, save_checkpoint
 
 METHODS = {"mdm": "instant", "flexmdm": "linear", "prime": "instant", "flexprime": "linear", "ar": "instant"}    # -> insertion schedule
@@ -503,6 +503,9 @@ def train(argv=None):
              f"({blocks / 1e6:.2f}M in blocks) | {device}, {'bfloat16' if bf16 else 'float32'}, torch {torch.__version__}, "
              f"{team.world} process{'es' * (team.world > 1)} | {args.out_dir}/")
 
+    if args.ell == 1 and "prime_loss" in args.named and not resume:
+        team.say("--prime_loss changes nothing: there is one digit per token")
+
     def save():
         nonlocal last_saved
         both = team.sum(window.cpu().clone()).tolist()
@@ -597,6 +600,7 @@ def train(argv=None):
                      f"gnorm {norm:.2f} | {1000 * seconds:.0f} ms | {tokens / seconds / 1000:.1f}k tok/s{mfu(net, args, tokens, seconds, team)} | "
                      f"eta {int(left) // 60}m{int(left) % 60:02d}s")
             window, window_tokens, window_steps, since, clock = torch.zeros_like(window), 0, 0, 0, now
+            trim()
 
         # 6. Asked to stop?
         if team.sum(torch.tensor(stop.asked)) > 0:

@@ -415,7 +415,7 @@ def test_a_seeded_row_does_not_depend_on_its_batch(method, order, window):
 
     def predict(y, n, t, at):                                                                  # a fixed function of the row
         h = torch.where((torch.arange(y.shape[1]) < n[:, None])[:, :, None, None], weight[y], 0).sum(2)
-        log_g = torch.full((len(y), y.shape[1] + 1), 0.3) + 2 * h.sum((1, 2)).sin()[:, None]
+        log_g = torch.full((len(y), y.shape[1] + 1), -0.3) + 2 * h.sum((1, 2)).sin()[:, None]
         return 2 * (h + h.sum(1, keepdim=True)).sin()[at], log_g if gaps else None
 
     def draw(seeds):
