@@ -112,9 +112,11 @@ class Bench:
         for path, s in taken.items():
             median, memory = statistics.median(s), warm[path][0]
             mfu = flops / median / self.ceiling
-            self.rows.append(dict(case=case, path=path, ms=f"{1000 * median:.2f}", tokens_per_s=f"{tokens / median:.1f}", memory_mb=f"{memory:.0f}", mfu=f"{mfu:.3f}"))
-            print(f"{case:<42} {path:<18} {1000 * median:>9.1f} ms [{1000 * min(s):.0f}..{1000 * max(s):.0f}] {tokens / median:>8.0f} tokens/s {memory:>6.0f} MB  mfu {100 * mfu:>4.1f}%"
-                  + (f"   {statistics.median(taken[base]) / median:>5.2f}x as fast, {memory / warm[base][0]:.2f}x the memory" if path != base else ""), flush=True)
+            self.rows.append(dict(case=case, path=path, ms=f"{1000 * median:.2f}", tokens_per_s=f"{tokens / median:.1f}",
+                                  memory_mb=f"{memory:.0f}", mfu=f"{mfu:.3f}"))
+            ratio = "" if path == base else f"   {statistics.median(taken[base]) / median:>5.2f}x as fast, {memory / max(1, warm[base][0]):.2f}x the memory"
+            print(f"{case:<42} {path:<18} {1000 * median:>9.1f} ms [{1000 * min(s):.0f}..{1000 * max(s):.0f}] {tokens / median:>8.0f} tokens/s "
+                  f"{memory:>6.0f} MB  mfu {100 * mfu:>4.1f}%{ratio}", flush=True)
 
 
 # ---- the head ------------------------------------------------------------------------------------------------------------------------
@@ -228,7 +230,8 @@ def bench_cost(bench, args):
     total = 65536 if bench.cuda else 4096
     for L in (256, 512, 1024, 2048, 4096):                             # the same number of tokens, in longer documents
         n1 = torch.full((total // L,), L)
-        bench.compare(f"cost, flexmdm, {len(n1)} of {L}", {"ours": step_of(net, net, bench, "flexmdm", n1, L)}, total, needed(net, bench, "flexmdm", n1, L), repeats=1 + bench.cuda)
+        bench.compare(f"cost, flexmdm, {len(n1)} of {L}", {"ours": step_of(net, net, bench, "flexmdm", n1, L)}, total,
+                      needed(net, bench, "flexmdm", n1, L), repeats=1 + bench.cuda)
     for B in (8, 16, 32, 64) if bench.cuda else (1, 2, 4, 8):
         n1 = torch.full((B,), 1024 if bench.cuda else 256)
         bench.compare(f"cost, flexmdm, {B} of {int(n1[0])}", {"ours": step_of(net, net, bench, "flexmdm", n1, int(n1[0]))}, int(n1.sum()),

@@ -235,7 +235,8 @@ def chunks(tokens, ends, tokenizer, block_size):
     starts = np.concatenate([[0], ends[:-1] + 1])
     fits, long = (ends > starts) & (ends - starts <= block_size), ends - starts > block_size
     if tokens.dtype.itemsize > 2 and long.any():
-        long &= np.add.reduceat(tokens >= GIVEN, starts) == 0
+        given = np.concatenate([[0], np.cumsum(tokens >= GIVEN)])
+        long &= given[ends] == given[starts]
     breaks = np.flatnonzero((tokens[:-1] == tokenizer.newline[0]) & (tokens[1:] == tokenizer.newline[1]))
     spans = zip(starts[long].tolist(), ends[long].tolist(), np.searchsorted(breaks, starts[long]), np.searchsorted(breaks, ends[long]))
     cut = list(itertools.chain.from_iterable(halve(s, e, breaks[lo:hi].tolist(), block_size) for s, e, lo, hi in spans))

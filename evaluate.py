@@ -273,6 +273,7 @@ def held_out_spans(loaded, documents, tokenizer, args):
 class TaskArgs:
     out_dir: str = flag("out", "a training run, a checkpoint, or the folder of a LLaDA model")
     problems: str = flag("", "the benchmark's own file")
+    generations: str = flag("", "in place of a model: a .jsonl with a task_id and a completion a line, or `canonical`, the benchmark's solutions")
     results: str = flag("out/results.jsonl", "one problem a line; the same command again goes on where it was stopped")
     sampler: str = flag("ours", "ours, or llada: fixed canvas, low-confidence remasking", ("ours", "llada"))
     steps: int = flag(128, "sampling steps")
@@ -333,16 +334,22 @@ def solver(benchmark, loaded, tokenizer, args):
 def run_tasks(benchmark, argv):
     args = parse(TaskArgs, __doc__, argv)
     problems = {"gsm8k": tasks.read_gsm8k, "infill": tasks.read_infilling}[benchmark](args.problems)[::args.every]
-    loaded = open_model(args.out_dir, model.pick_device(args.device))
-    generate = solver(benchmark, loaded, data.tokenizer_from(loaded.tokenizer), args)
-    torch.manual_seed(args.seed)
+    if args.generations:
+        generate = tasks.from_file(args.generations, {"gsm8k": "answer", "infill": "canonical_solution"}[benchmark])
+        settings = {"generations": args.generations}
+    else:
+        loaded = open_model(args.out_dir, model.pick_device(args.device))
+        generate = solver(benchmark, loaded, data.tokenizer_from(loaded.tokenizer), args)
+        settings = {k: v for k, v in vars(args).items() if k in ("out_dir", "sampler", "steps", "order", "window", "temperature", "length", "block", "seed")}
+        settings["step"] = loaded.step
+        torch.manual_seed(args.seed)
     judge = tasks.judge_gsm8k
     if benchmark == "infill":
         if tasks.warning():
             print(tasks.warning(), file=sys.stderr)
         judge = lambda *a: tasks.judge_infilling(*a, seconds=args.seconds, memory=args.memory << 20)
-    settings = {k: v for k, v in vars(args).items() if k in ("out_dir", "sampler", "steps", "order", "window", "temperature", "length", "block", "seed")}
-    tasks.evaluate(problems, generate, judge, args.results, {"benchmark": benchmark, "step": loaded.step, **settings}, args.batch_size, args.workers)
+    settings = {"benchmark": benchmark, "problems": os.path.basename(args.problems), **settings}
+    tasks.evaluate(problems, generate, judge, args.results, settings, args.batch_size, args.workers)
 
 
 def command():

@@ -1,7 +1,8 @@
 """Two benchmarks with right and wrong answers: GSM8K (a number) and HumanEval-infilling (code that must pass its tests).
 
-    python tasks.py gsm8k  --problems gsm8k_test.jsonl --generations texts.jsonl --out out/gsm8k.jsonl
-    python tasks.py infill --problems HumanEval-SingleLineInfilling.jsonl.gz --generations canonical --out out/infill.jsonl
+    python evaluate.py gsm8k  --problems gsm8k_test.jsonl --out_dir out                         # what a model answers
+    python evaluate.py gsm8k  --problems gsm8k_test.jsonl --generations texts.jsonl             # answers from elsewhere
+    python evaluate.py infill --problems HumanEval-SingleLineInfilling.jsonl.gz --generations canonical
 
 Generations: one {"task_id": ..., "completion": ...} a line, or `canonical`, the benchmark's own solutions (100% when all is well). The
 output has the settings on its first line and one problem on each further line; the same command again goes on where it was stopped.
@@ -27,11 +28,10 @@ import sys
 import tempfile
 import time
 import zlib
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
 
-from common import Fail, aside, flag, main, parse
+from common import Fail, aside
 
 
 # ---- files of one JSON object a line -------------------------------------------------------------------------------------------------
@@ -392,45 +392,15 @@ def evaluate(problems, generate, judge, path, settings, batch_size=8, workers=No
     return passed, len(problems)
 
 
-@dataclass
-class Config:
-    problems: str = flag("", "the benchmark's own file")
-    generations: str = flag("", "a .jsonl file with a task_id and a completion a line, or `canonical`")
-    out: str = flag("out/results.jsonl", "where the result of each problem is written")
-    every: int = flag(1, "take every n-th problem only")
-    seconds: float = flag(10.0, "time limit of a generated program")
-    memory: int = flag(1024, "memory limit of a generated program, in MiB")
-    workers: int = flag(2, "programs that run at the same time")
-
-
-def from_file(config, field):
-    """A `generate` that looks its answers up."""
-    if config.generations == "canonical":
+def from_file(path, field):
+    """A `generate` that looks its answers up: in a file, or with `canonical` in the benchmark itself."""
+    if path == "canonical":
         return lambda batch: [problem[field] for problem in batch]
-    texts = {row["task_id"]: row["completion"] for row in read_lines(config.generations, ("task_id", "completion"), "generations")}
+    texts = {row["task_id"]: row["completion"] for row in read_lines(path, ("task_id", "completion"), "generations")}
 
     def generate(batch):
         for problem in batch:
             if problem["task_id"] not in texts:
-                raise Fail(f"{config.generations} has no completion of {problem['task_id']}: add it")
+                raise Fail(f"{path} has no completion of {problem['task_id']}: add it")
         return [texts[problem["task_id"]] for problem in batch]
     return generate
-
-
-def command():
-    if len(sys.argv) < 2 or sys.argv[1] not in ("gsm8k", "infill"):
-        raise Fail("say which benchmark: gsm8k or infill")
-    config = parse(Config, doc=__doc__, argv=sys.argv[2:])
-    settings = {"benchmark": sys.argv[1], "problems": os.path.basename(config.problems), "generations": config.generations}
-    if sys.argv[1] == "gsm8k":
-        evaluate(read_gsm8k(config.problems)[::config.every], from_file(config, "answer"), judge_gsm8k, config.out, settings)
-    else:
-        problems, generate = read_infilling(config.problems)[::config.every], from_file(config, "canonical_solution")
-        if warning():
-            print(warning(), file=sys.stderr)
-        evaluate(problems, generate, lambda *a: judge_infilling(*a, seconds=config.seconds, memory=config.memory << 20), config.out, settings,
-                 batch_size=4 * config.workers, workers=config.workers)
-
-
-if __name__ == "__main__":
-    main(command)

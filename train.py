@@ -106,7 +106,7 @@ class Args:
     sample_steps: int = flag(64, "sampling steps of the samples shown; 0: none are", low=0)
     device: str = flag("auto", "auto, cpu, cuda, mps")
     dtype: str = flag("auto", "auto (bfloat16 on CUDA), float32, bfloat16", ("auto", "float32", "bfloat16"))
-    compile: bool | None = flag(None, "torch.compile the blocks; by default on CUDA only")
+    compile: bool | None = flag(None, "torch.compile the blocks; by default on CUDA only, and not with --fsdp")
     fsdp: bool = flag(False, "shard weights and optimizer over the processes: for models that do not fit one GPU")
     checkpointing: bool = flag(False, "recompute blocks in the backward pass: less memory, a third more time")
     seed: int = flag(1337, "fixes everything", low=0)
@@ -461,7 +461,8 @@ def train(argv=None):
     if net.config.V != tokenizer.vocab_size:
         raise Fail(f"--tokenizer {tokenizer.name} has another vocabulary ({tokenizer.vocab_size:,}) than the model that is started from ({net.config.V:,}): leave it out")
     base = net.base                                                    # a pretrained model whose weights stand still, or None
-    net.to(device)
+    if not args.fsdp:
+        net.to(device)                                                 # shard() moves a block at a time
     averaged.load_state_dict(net.state_dict(), assign=True)            # what stands still is shared,
     averaged.eval().requires_grad_(False)
     trained = [k for k, p in net.named_parameters() if p.requires_grad]
@@ -487,7 +488,7 @@ def train(argv=None):
         step = content["step"]
         if content["fingerprint"] != dataset.train.fingerprint:
             raise Fail(f"the training data differs from that of the run being resumed: restore {args.data_dir}, or start another --out_dir")
-    if args.compile if args.compile is not None else device.startswith("cuda"):
+    if args.compile if args.compile is not None else device.startswith("cuda") and not args.fsdp:
         net.trunk = torch.compile(net._trunk, dynamic=True)
     parallel = torch.nn.parallel.DistributedDataParallel(net) if team.many and not args.fsdp else net
     bf16 = args.dtype == "bfloat16" or (args.dtype == "auto" and device.startswith("cuda"))
@@ -512,8 +513,8 @@ def train(argv=None):
         weights = net.state_dict()
         tensors = put_together({"model": {k: weights[k] for k in trained}, "ema": ema, "optimizer": [o.state_dict() for o in optimizers]})
         if team.rank == 0:
-            save_checkpoint(args.out_dir, step, last_saved, args.keep, **tensors, base=base, lora=args.lora, config=asdict(net.config), run=run, tokenizer=tokenizer.spec(), fingerprint=dataset.train.fingerprint,
-                            permutation=code.permutation, evaluated=evaluated, window=[*both, window_tokens, window_steps])
+            save_checkpoint(args.out_dir, step, last_saved, args.keep, **tensors, base=base, lora=args.lora, config=asdict(net.config), run=run,
+                            tokenizer=tokenizer.spec(), fingerprint=dataset.train.fingerprint, permutation=code.permutation, evaluated=evaluated, window=[*both, window_tokens, window_steps])
             last_saved = step
             log.write()
             draw_curve(os.path.join(args.out_dir, "loss.png"), log.rows)

@@ -422,6 +422,28 @@ def test_jsonl_and_a_source_that_changes(tmp_path):
     assert sorted(everything(data.load(str(tmp_path / "t.jsonl"), str(tmp_path), field="body"))) == ["a", "b?"]
 
 
+def test_tasks_keep_what_is_given_apart(tmp_path):
+    """Three formats of .jsonl: prompt, question and prefix/suffix are marked as given, and a task longer than block_size is left out, not cut."""
+    rows = [{"prompt": f"{i}+1=", "completion": f"{i + 1}"} for i in range(40)] + [{"question": "who?", "answer": "me"}, {"prefix": "(", "middle": "x", "suffix": ")"}]
+    rows += [{"prompt": "p" * 30, "completion": "c" * 30}]
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    d = data.load(str(path), str(tmp_path), block_size=20)
+    assert d.train.dtype == np.uint32 and len(d.train) + len(d.val) == 42
+    seen = {}
+    for side in (d.train, d.val):
+        x, n, given = side.batch(range(len(side)))
+        for row in range(len(side)):
+            text = "".join(("g" if g else "-") for g in given[row, :n[row]].tolist())
+            seen[bytes(x[row, :n[row]].tolist()).decode()] = text
+            assert side.document(row) == x[row, :n[row]].tolist()
+    assert seen["3+1=4"] == "gggg-" and seen["who?\nme"] == "ggggg--" and seen["(x)"] == "g-g" and not any("p" in text for text in seen)
+    again = data.load(str(path), str(tmp_path), block_size=64)
+    assert len(again.train) + len(again.val) == 43
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": "a", "answer": "b"}))
+    fails("no text in the field 'text'", data.load, str(tmp_path / "bad.jsonl"), str(tmp_path))
+
+
 def test_the_split_does_not_depend_on_the_order_of_a_file(tmp_path):
     lines = [f"line {i}" for i in range(300)]
     sides = []

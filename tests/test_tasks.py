@@ -309,8 +309,8 @@ def test_results_are_written_resumed_and_not_mixed(tmp_path):
 
 def test_the_command_line(tmp_path):
     name = data("HumanEval-SingleLineInfilling.jsonl.gz")
-    command = lambda *a: subprocess.run([sys.executable, os.path.join(ROOT, "tasks.py"), *a], capture_output=True, text=True, cwd=tmp_path)
-    done = command("infill", "--problems", name, "--generations", "canonical", "--every", "300", "--out", "r.jsonl")
+    command = lambda *a: subprocess.run([sys.executable, os.path.join(ROOT, "evaluate.py"), *a], capture_output=True, text=True, cwd=tmp_path)
+    done = command("infill", "--problems", name, "--generations", "canonical", "--every", "300", "--results", "r.jsonl")
     assert done.returncode == 0 and done.stdout == "pass@1 100.0% (95%: 51.0 to 100.0; 4 of 4)\n" and done.stderr == ""
     done = command("gsm8k", "--problems", name, "--generations", "canonical")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "expected GSM8K's test.jsonl" in done.stderr
