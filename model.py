@@ -1,8 +1,8 @@
 """The transformer: x_t in, two answers out, and not a cycle spent on padding.
 
-A DiT (adaLN-zero, RoPE, SDPA) over the slots of x_t, conditioned on alpha(t) and, with insertion, on the number of slots. Two heads: token
-logits for the slots that are asked for, and log g, the log of the expected number of missing tokens, for every gap. One extra slot at the
-end of each document (it carries the symbol `pad`) answers for its last gap. The options of Config also cover a Llama-like block (RMSNorm,
+A DiT (adaLN-zero on alpha(t), RoPE, SDPA) over the slots of x_t, with two heads: token logits for the slots that are asked for, and log g,
+the log of the expected number of missing tokens, for every gap. One extra slot at the end of each document (it carries the symbol
+`pad`) answers for its last gap. The options of Config also cover a Llama-like block (RMSNorm,
 SwiGLU, grouped-query attention), which is what llada.py loads pretrained weights into, and `causal`, the autoregressive baseline.
 
 Documents have different lengths, so they are *packed*: all slots of the batch stand in one row of T slots, every matrix product sees
@@ -213,39 +213,43 @@ class ZeroLinear(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
-class TimeEmbedding(nn.Module):
-    """alpha(t) in [0, 1] -> (B, width): a sinusoid of 256 frequencies, then a two-layer MLP. With insertion also the number of slots, which
-    rotary attention cannot count by itself, and without which nobody knows how many are missing."""
+def wave(x):
+    """(B,) -> (B, 256): a sinusoid of 128 frequencies from 1 down to 1e-4."""
+    angle = x[:, None] * torch.exp(-math.log(10000) * torch.arange(128, device=x.device, dtype=x.dtype) / 128)
+    return torch.cat([angle.cos(), angle.sin()], 1)
 
-    def __init__(self, width, counts):
+
+class TimeEmbedding(nn.Module):
+    """alpha(t) in [0, 1] -> (B, width): a sinusoid, then a two-layer MLP."""
+
+    def __init__(self, width):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.count = ZeroLinear(256, width) if counts else None
 
-    def forward(self, a, n):
-        wave = lambda x: torch.cat([x.cos(), x.sin()], 1).to(self.mlp[0].weight.dtype)
-        freq = torch.exp(-math.log(10000) * torch.arange(128, device=a.device, dtype=a.dtype) / 128)
-        h = self.mlp[0](wave(1000 * a[:, None] * freq))
-        if self.count is not None:
-            h = h + self.count(wave(n[:, None] * freq))
-        return self.mlp[1:](h)
+    def forward(self, a):
+        return self.mlp(wave(1000 * a).to(self.mlp[0].weight.dtype))
 
 
 class GapHead(nn.Module):
-    """log g for every slot's left gap, in float32: LayerNorm, a hidden layer, one number in [-15, 15]. Starts at g = e^-1 per gap."""
+    """log g for every slot's left gap, in float32: LayerNorm, a hidden layer, one number in [-15, 15]. Starts at g = e^-1 per gap.
+
+    It also sees the number of slots, which rotary attention cannot count easily, and without which nobody knows how many are missing.
+    """
 
     def __init__(self, c):
         super().__init__()
         self.norm, self.up, self.down = Norm(c.n_embd, c), nn.Linear(c.n_embd, c.n_embd), nn.Linear(c.n_embd, 1)
-        self.adaln = ZeroLinear(c.n_cond, 2 * c.n_embd) if c.adaln == 1 else None
+        self.adaln = ZeroLinear(c.n_cond, 2 * c.n_embd) if c.adaln else None
+        self.count = nn.Linear(256, c.n_cond) if c.adaln else None
 
-    def forward(self, x, cond, doc):
+    def forward(self, x, cond, doc, slots):
         with torch.autocast(x.device.type, enabled=False):
             x = x if x.dtype == torch.float64 else x.float()
+            w = lambda layer, h: F.linear(h, layer.weight.to(h.dtype), layer.bias.to(h.dtype))
             h = self.norm(x)
             if self.adaln is not None:
-                h = modulate(h, *F.embedding(doc, self.adaln(cond.to(x.dtype))).chunk(2, -1))
-            w = lambda layer, h: F.linear(h, layer.weight.to(h.dtype), layer.bias.to(h.dtype))
+                cond = F.silu(cond.to(x.dtype) + w(self.count, wave(slots.to(x.dtype))))
+                h = modulate(h, *F.embedding(doc, w(self.adaln, cond)).chunk(2, -1))
             return w(self.down, F.gelu(w(self.up, h)))[:, 0].clamp(-15, 15)
 
 
@@ -259,7 +263,7 @@ class Transformer(nn.Module):
         self.code = prime.Code(c.V, c.ell)             # replaced by load() where there is a permutation
         self.defer = 0                                 # > 0: answer with Deferred logits, this many slots at a time (training on a GPU)
         self.embed = nn.Embedding(self.code.b + 2, c.n_embd // c.ell)
-        self.time = TimeEmbedding(c.n_cond, c.gaps) if c.adaln else None
+        self.time = TimeEmbedding(c.n_cond) if c.adaln else None
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
         self.shared = nn.ModuleList(ZeroLinear(c.n_cond, 2 * c.n_embd) for _ in range(-(-c.n_layer // c.adaln))) if c.adaln > 1 else None
         self.norm = Norm(c.n_embd, c)
@@ -299,14 +303,14 @@ class Transformer(nn.Module):
         freq = c.rope_theta ** (-torch.arange(0, c.n_embd // c.n_head, 2, device=x.device, dtype=torch.float32) / (c.n_embd // c.n_head))
         angle = packed.pos[:, None, None] * freq
         cos, sin = angle.cos(), angle.sin()                                                    # (T, 1, hd / 2)
-        cond = self.time(a, packed.cu.diff()) if self.time is not None else None
+        cond = self.time(a) if self.time is not None else None
         for i, block in enumerate(self.blocks):
             given = self.shared[i // c.adaln](cond).to(x.dtype) if self.shared is not None else cond
             if self.checkpoint and self.training:
                 x = torch.utils.checkpoint.checkpoint(block, x, given, cos, sin, packed, use_reentrant=False)
             else:
                 x = block(x, given, cos, sin, packed)
-        log_g = self.gap(x, cond, packed.doc) if self.gap is not None else None
+        log_g = self.gap(x, cond, packed.doc, packed.cu.diff()) if self.gap is not None else None
         h = self.norm(x.index_select(0, packed.picks))
         if self.adaln is not None:
             h = modulate(h, *F.embedding(packed.doc[packed.picks], self.adaln(cond)).chunk(2, -1))

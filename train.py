@@ -410,12 +410,12 @@ def build(args, tokenizer, content):
 
 
 def adopt(net, content, path):
-    """Start from the (averaged) weights of a checkpoint. One of a fixed canvas may begin one with insertion: only what concerns gaps is new."""
+    """Start from the (averaged) weights of a checkpoint. One of a fixed canvas may begin one with insertion: only the gap head is new."""
     differ = [k for k, v in asdict(net.config).items() if content["config"].get(k, v) != v and k != "insertion"]
     if differ or content.get("base"):
         raise Fail(f"{path} has another {' and '.join(differ) or 'kind of weights, adapters'}: give the same flags, or train from scratch")
     missing, unexpected = net.load_state_dict(content.get("ema") or content["model"], strict=False)
-    if unexpected or any(not k.startswith(("gap.", "time.count.")) for k in missing):
+    if unexpected or any(not k.startswith("gap.") for k in missing):
         raise Fail(f"{path} has weights that this method does not know ({(unexpected + missing)[0]}): train from scratch")
 
 

@@ -191,7 +191,7 @@ def test_sharded_over_two_processes(text, tmp_path):
 
 def test_sigterm_saves_and_kill_loses_nothing(text, tmp_path):
     """kill -9 at random moments (KILLS=20: so many), one SIGTERM, and resume after each: the end is that of a run that was left alone."""
-    kills = int(os.environ.get("KILLS", 8))
+    kills = int(os.environ.get("KILLS", 5))
     flags = [*TINY, *text, f"--max_iters={5 * kills}", "--eval_interval=5", "--sample_steps=0", "--log_interval=1"]
     assert start("train.py", *flags, f"--out_dir={tmp_path / 'a'}").wait() == 0
     rng, killed = random.Random(1), 0
