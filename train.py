@@ -129,7 +129,7 @@ def learning_rate(step, args):
 
 class Muon(torch.optim.Optimizer):
     """Muon (K. Jordan et al., 2024; scaled to AdamW's step size as in arXiv 2502.16982): a matrix moves along U V^T of its Nesterov momentum
-    U S V^T, found by five Newton-Schulz steps. torch.optim.Muon computes these in bfloat16 everywhere, which CPUs are slow at, and moves
+    U S V^T, found by four Newton-Schulz steps. torch.optim.Muon computes these in bfloat16 everywhere, which CPUs are slow at, and moves
     on a gradient that is not finite; with `found_inf` this one does not."""
 
     def __init__(self, params, lr, weight_decay=0.0, momentum=0.95):

@@ -4,6 +4,7 @@ import csv
 import glob
 import io
 import json
+import math
 import os
 import random
 import resource
@@ -124,6 +125,44 @@ def test_samples_repeat_and_do_not_depend_on_the_batch(text, tmp_path):
     trained(tmp_path, text)
     runs = [quietly(sample.run, [f"--out_dir={tmp_path}", "--num_samples=7", "--steps=8", "--seed=3", f"--batch_size={b}"])[0] for b in (7, 3, 1, 7)]
     assert runs[0] == runs[1] == runs[2] == runs[3] != quietly(sample.run, [f"--out_dir={tmp_path}", "--num_samples=7", "--steps=8", "--seed=4"])[0]
+
+
+# ---- the optimizer -------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8)])
+def test_muon_moves_along_the_orthogonal_factor(shape):
+    """One step from rest: the momentum of a first gradient G is 0.05 G, and Nesterov's look ahead a multiple of G too, so the step is along its U V^T."""
+    G = torch.randn(shape)
+    u, s, v = torch.linalg.svd(G, full_matrices=False)
+    factor = u.T @ train.orthogonal(G) @ v.T
+    assert (factor - factor.diag().diag()).abs().max() < 1e-4          # the same singular vectors,
+    assert factor.diag()[s > 0.05 * s[0]].min() > 0.3 and factor.diag().max() < 1.6            # singular values near one
+    p = torch.nn.Parameter(torch.zeros(shape))
+    muon = train.Muon([p], lr=0.1)
+    p.grad, muon.found_inf = G, torch.tensor(0.0)
+    muon.step()
+    assert torch.allclose(p.detach(), -0.1 * 0.2 * max(shape) ** 0.5 * train.orthogonal(G), atol=1e-4)
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+    net = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(4, 6)]), "head": torch.nn.Linear(6, 3)})
+    args = train.Args(optimizer="muon")
+    optimizers = train.optimizers_for(net, args)
+    assert sum(p.numel() for p in optimizers[1].param_groups[0]["params"]) == 24               # the matrix of the block, and nothing else
+
+    def step(bad):
+        net["head"](net["blocks"][0](torch.randn(5, 4))).sum().backward()
+        if bad:
+            net["head"].bias.grad[1] = bad
+        return train.apply_gradients(net, optimizers, 0.1, 1.0)
+    step(0)
+    before, state = [p.clone() for p in net.parameters()], [{k: v.clone() for k, v in of.items()} for o in optimizers for of in o.state.values()]
+    for bad in (float("nan"), float("inf")):
+        assert not math.isfinite(step(bad))
+    after = [of for o in optimizers for of in o.state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters())) and all(torch.equal(a[k], b[k]) for a, b in zip(state, after) for k in a)
+    step(0)
+    assert not all(torch.equal(a, b) for a, b in zip(before, net.parameters()))
 
 
 # ---- resume, faults, processes -------------------------------------------------------------------------------------------------------
