@@ -185,7 +185,7 @@ class Pair(torch.nn.Module):
         return out, None
 
 
-def train_pair(density, ell, independent, iterations=2500, batch=1024):
+def train_pair(density, ell, independent, iterations=2000, batch=512):
     """Fit a Pair to the density with the joint loss (the paper's)."""
     import interpolant
     import rates
