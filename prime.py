@@ -230,7 +230,7 @@ def figure_pair(path, steps=16, count=60_000):
         axis.set_title(f"{name}\n{note}", fontsize=9)
         axis.axis("off")
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight")
     plt.close(figure)
 
 
