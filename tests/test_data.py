@@ -79,7 +79,7 @@ def test_bytes_are_bytes_and_nul_ends_a_text():
     assert BYTES.encode("é\0!") == [0xc3, 0xa9, 33] and BYTES.decode([0xc3]) == "\ufffd"
     assert (BYTES.vocab_size, BYTES.eot, BYTES.newline) == (256, 0, [10, 10])
     fails("bytes, gpt2, or a folder", data.Tokenizer, "bpe")
-    fails("bytes or gpt2", data.tokenizer_from, {})
+    fails("bytes, gpt2, or a folder", data.tokenizer_from, {})
 
 
 def test_a_tokenizer_lives_in_a_checkpoint(tmp_path):
