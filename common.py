@@ -101,7 +101,8 @@ def check_bounds(f, value):
     low = low if low is not None else int(isinstance(value, int))
     high = high if high is not None else 2 ** 40 if isinstance(value, int) else sys.float_info.max        # not: inf
     if not low <= value <= high:                                        # also for nan
-        raise Fail(f"--{f.name} {value} must be " + (f"at least {low:g}" if value < low else f"a number up to {high:g}"))
+        limits = f"between {low:g} and {high:g}" if f.metadata["high"] is not None else f"at least {low:g}" if value < low else "a number that is smaller"
+        raise Fail(f"--{f.name} {value} must be {limits}")
 
 
 @contextlib.contextmanager
