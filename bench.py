@@ -167,9 +167,13 @@ class Counted:
 
 
 def dense(net):
-    """The same network used the usual way: every slot of the padded canvas, logits for all of them; those asked for are picked afterwards."""
+    """The same network used the usual way: every slot of the padded canvas, all logits at once; those asked for are picked afterwards."""
     def predict(y, n, t, at):
-        logits, log_g = net(y, torch.full_like(n, y.shape[1]), t, torch.ones_like(at))
+        kept, net.defer = net.defer, 0
+        try:
+            logits, log_g = net(y, torch.full_like(n, y.shape[1]), t, torch.ones_like(at))
+        finally:
+            net.defer = kept
         return logits[at.flatten().to(logits.device)], log_g
     return predict
 
@@ -207,21 +211,8 @@ def bench_train(bench, args):
         net = network(args, bench, method, L)
         net.defer = 8192 if bench.cuda else 0
         lengths = torch.full_like(n1, L) if method in ("mdm", "prime") else n1
-        bench.compare(f"train, {method}, {B} documents up to {L}", {"dense": step_of(net, dense_of(net), bench, method, lengths, L),
+        bench.compare(f"train, {method}, {B} documents up to {L}", {"dense": step_of(net, dense(net), bench, method, lengths, L),
                       "ours": step_of(net, net, bench, method, lengths, L)}, int(lengths.sum()), needed(net, bench, method, lengths, L))
-
-
-def dense_of(net):
-    """dense, with all logits at once."""
-    predict = dense(net)
-
-    def ask(*inputs):
-        kept, net.defer = net.defer, 0
-        try:
-            return predict(*inputs)
-        finally:
-            net.defer = kept
-    return ask
 
 
 def bench_cost(bench, args):
@@ -261,12 +252,10 @@ def bench_sample(bench, args):
                     sample.generate(predict, net.code, B, L, S, interpolant.schedule(train.METHODS[method]), LINEAR, order)
             return run
 
-        def full(y, n, t, at):                                         # the sampler crops to the current length; the dense path does not
-            wide = torch.full((B, L, 1), net.code.pad)
-            wide[:, :y.shape[1]] = y
-            all_at = torch.zeros(B, L, dtype=torch.bool)
-            all_at[:, :y.shape[1]] = at
-            logits, log_g = dense(net)(wide, n, t, all_at)
+        def full(y, n, t, at):                                         # the sampler crops to what is needed; the dense path computes it all
+            more = (0, L - y.shape[1], 0, B - len(y))
+            wide = torch.nn.functional.pad(y, (0, 0, *more), value=net.code.pad)
+            logits, log_g = dense(net)(wide, torch.full((B,), L), t[:1].expand(B), torch.nn.functional.pad(at, more))
             return logits, None if log_g is None else log_g[:, :y.shape[1] + 1]
 
         for S in steps if order == "random" else steps[:1]:

@@ -236,6 +236,6 @@ def main(run):
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        print(f"{os.path.basename(sys.argv[0])}: the disk is full, or a limit on files is reached ({e.filename or e.strerror}); free some space and run the same command again",
-              file=sys.stderr)
+        print(f"{os.path.basename(sys.argv[0])}: the disk is full, or a limit on files is reached ({e.filename or e.strerror}); "
+              "free some space and run the same command again", file=sys.stderr)
         sys.exit(2)

@@ -7,8 +7,9 @@
 
 On disk it is nanoGPT's format: train.bin and val.bin, uint16 token ids, each document followed by the end-of-text id (GPT-2: 50256), so that a
 folder made by nanoGPT works as it is. uint32 where the vocabulary needs it, or where a .jsonl holds tasks, whose given part is marked by the
-highest bit: {"prompt", "completion"}, {"question", "answer"} (GSM8K's) or {"prefix", "middle", "suffix"} a line. meta.json beside them (tokenizer, counts, checksums) is written last. Documents longer than block_size
-are split at the blank line nearest the middle, recursively, and the blank line is dropped (as in FlexMDM's released code).
+highest bit: {"prompt", "completion"}, {"question", "answer"} (GSM8K's) or {"prefix", "middle", "suffix"} a line. meta.json beside them
+(tokenizer, counts, checksums) is written last. Documents longer than block_size are split at the blank line nearest the middle, recursively,
+and the blank line is dropped (as in FlexMDM's released code).
 
 Worked number: block_size 4 and the 7 bytes `ab\\n\\ncde`: the blank line at 2 is nearest the middle, 3, so the chunks are `ab` and `cde`.
 Where there is no blank line, chunks are cut at block_size: `abcdefg` becomes `abcd` and `efg`.
@@ -101,7 +102,7 @@ class Tokenizer:
     def spec(self):
         return {"name": self.name}
 
-    @property
+    @functools.cached_property
     def tag(self):
         """The name; for a pretrained model's, one that does not depend on where its folder is."""
         folder = os.path.basename(os.path.abspath(self.name))

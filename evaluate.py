@@ -260,8 +260,8 @@ def held_out_spans(loaded, documents, tokenizer, args):
             at = int(rng.integers(1, len(document) - size))
             pairs.append((document[:at], document[at + size:]))
             spans.append(document[at:at + size])
-        wanted = sample.Args(steps=args.span_steps, order=args.order, temperature=args.temperature)
-        got = fill(loaded, tokenizer, pairs, [len(span) for span in spans], wanted, [args.seed * 1_000_003 + int(i) for i in part], tokenizer.eot)
+        wanted = TaskArgs(steps=args.span_steps, order=args.order, temperature=args.temperature)
+        got = fill(loaded, pairs, [len(span) for span in spans], wanted, [args.seed * 1_000_003 + int(i) for i in part], tokenizer.eot)
         right += [a == b for a, b in zip(got, spans)]
     p = float(np.mean(right))
     return p, math.sqrt(p * (1 - p) / len(right))
@@ -302,11 +302,11 @@ def open_model(path, device):
                                          "tokenizer": {"name": path}})
 
 
-def fill(loaded, tokenizer, pairs, room, args, seeds, end=None):
+def fill(loaded, pairs, room, args, seeds, end=None):
     """What a model puts between the tokens a and z of each pair: lists of ids. room: how many masks each has on a fixed canvas."""
     code, L, fixed = loaded.code, loaded.config.block_size, loaded.config.insertion == "instant"
     y, n, opened = sample.stack([sample.start_from([a, z], [k if fixed else None], code, L - (not fixed), fixed, end) for (a, z), k in zip(pairs, room)], code)
-    if getattr(args, "sampler", "ours") == "llada":
+    if args.sampler == "llada":
         x, n = sample.generate_by_blocks(loaded.predict, code, (y, n), args.steps, args.block, args.temperature)
     else:
         schedules = interpolant.schedule(loaded.run["insertion"]), interpolant.schedule(loaded.run["unmasking"])
@@ -326,7 +326,7 @@ def solver(benchmark, loaded, tokenizer, args):
         pairs = [tuple(map(tokenizer.encode, given(p))) for p in problems]
         seeds = [(args.seed * 1_000_003 + zlib.crc32(p["task_id"].encode())) % 2 ** 32 for p in problems]
         end = None if loaded.model.never else tokenizer.eot            # LLaDA's canvas ends with the answer
-        answers = fill(loaded, tokenizer, pairs, [args.length] * len(pairs), args, seeds, end)
+        answers = fill(loaded, pairs, [args.length] * len(pairs), args, seeds, end)
         return [tokenizer.decode(ids[:ids.index(tokenizer.eot)] if tokenizer.eot in ids else ids) for ids in answers]
     return generate
 

@@ -314,7 +314,11 @@ def retrofit(folder, insertion, block_size=None, rank=0):
 def vocabulary(folder):
     """The tokenizer of a pretrained model's folder: (tiktoken.Encoding, V, the id that ends a text)."""
     theirs = read_json(os.path.join(folder, "config.json"))
-    V, eot = (theirs["options"].get("V"), theirs.get("eot")) if isinstance(theirs.get("options"), dict) else (read_config(folder)[0]["V"], read_config(folder)[2])
+    if isinstance(theirs.get("options"), dict):
+        V, eot = theirs["options"].get("V"), theirs.get("eot")
+    else:
+        options, _, eot = read_config(folder)
+        V = options["V"]
     if type(V) is not int or type(eot) is not int or not 0 <= eot < V:
         raise Fail(f"{folder} does not say which token ends a text: export it again")
     return tokenizer_json(os.path.join(folder, "tokenizer.json")), V, eot
@@ -381,11 +385,6 @@ def merge_lora(model):
         block.q, block.k, block.v = (x.merged() if isinstance(x, LoRA) else x for x in (block.q, block.k, block.v))
     model.head = model.head.merged() if isinstance(model.head, LoRA) else model.head
     return model
-
-
-def adapters(model):
-    """What training changes, {name: tensor}: megabytes beside the gigabytes that stand still. Put back by load_state_dict(..., strict=False)."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 # ---- the tokenizer: byte-level BPE of a tokenizer.json -> tiktoken -------------------------------------------------------------------

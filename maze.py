@@ -233,14 +233,11 @@ def starts(tasks, code, L, fixed, pins=None):
     With insertion: the K subgoals side by side, the gaps between them open, the one before the first and the one after the last closed.
     On a fixed canvas: L slots of which pins[K] hold the subgoals; without pins, their true positions.
     """
-    N, K = len(tasks.x), tasks.at.sum(1)
-    y = torch.full((N, L, code.ell), code.mask if fixed else code.pad)
-    for row in range(N):
-        k = int(K[row])
-        where = slice(k) if not fixed else pins[k] if pins else tasks.at[row].nonzero()[:, 0]
-        y[row, where] = code.encode(tasks.x[row, tasks.at[row]])
-    gap = torch.arange(L + 1)
-    return y, torch.full((N,), L) if fixed else K, (gap > 0) & (gap < K[:, None])
+    def start(row):
+        goals = tasks.subgoals(row)
+        where = pins[len(goals)] if pins else tasks.at[row].nonzero()[:, 0].tolist()
+        return sample.start_from([[v] for v in goals], [b - a - 1 for a, b in zip(where, where[1:])], code, L, fixed, end=None, end_open=fixed)
+    return sample.stack([start(row) for row in range(len(tasks.x))], code)
 
 
 def make_batch(step, tasks, code, args):
@@ -340,14 +337,6 @@ def check_same(before, now, folder):
 
 
 # ----------------------------------------------------------------------------------------------------------------- evaluation
-def busy(predict):
-    """predict for a fixed canvas, asked only about the rows in which something is to be revealed: without gaps the others need no answer."""
-    def ask(y, n, t, at):
-        rows = at.any(1) if at.any() else torch.arange(len(at)) == 0
-        return predict(y[rows], n[rows], t[rows], at[rows])
-    return ask
-
-
 def solve(loaded, tasks, pins, steps, order, watch=None):
     """A path for each task, as lists of cells; end-of-text tokens are dropped wherever they stand. pins: see starts."""
     fixed, paths = loaded.config.insertion == "instant", []
@@ -355,7 +344,7 @@ def solve(loaded, tasks, pins, steps, order, watch=None):
     for i in range(0, len(tasks.x), 512):
         part = Tasks(*(a[i:i + 512] for a in tasks))
         start = starts(part, loaded.code, loaded.config.block_size, fixed, pins)
-        x, n = sample.generate(busy(loaded.predict) if fixed else loaded.predict, loaded.code, len(part.x), loaded.config.block_size, steps,
+        x, n = sample.generate(loaded.predict, loaded.code, len(part.x), loaded.config.block_size, steps,
                                interpolant.schedule(loaded.config.insertion), interpolant.schedule("linear"), order, start=start, watch=watch)
         paths += [[v for v in row[:size] if v != end] for row, size in zip(x.tolist(), n.tolist())]
     return paths

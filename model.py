@@ -1,13 +1,13 @@
 """The transformer: x_t in, two answers out, and not a cycle spent on padding.
 
 A DiT (adaLN-zero on alpha(t), RoPE, SDPA) over the slots of x_t, with two heads: token logits for the slots that are asked for, and log g,
-the log of the expected number of missing tokens, for every gap. One extra slot at the end of each document (it carries the symbol
-`pad`) answers for its last gap. The options of Config also cover a Llama-like block (RMSNorm,
-SwiGLU, grouped-query attention), which is what llada.py loads pretrained weights into, and `causal`, the autoregressive baseline.
+the log of the expected number of missing tokens, for every gap. One extra slot at the end of each document (it carries the symbol `pad`)
+answers for its last gap. The options of Config also cover a Llama-like block (RMSNorm, SwiGLU, grouped-query attention), which is what
+llada.py loads pretrained weights into, and `causal`, the autoregressive baseline.
 
 Documents have different lengths, so they are *packed*: all slots of the batch stand in one row of T slots, every matrix product sees
-(T, d), and attention runs per document: torch's varlen flash kernel on CUDA; elsewhere SDPA on groups of documents of similar
-length. The vocabulary projection runs on the asked slots only.
+(T, d), and attention runs per document: torch's varlen flash kernel on CUDA; elsewhere SDPA on groups of documents of similar length.
+The vocabulary projection runs on the asked slots only.
 
 One worked number: 768 wide, 12 layers, 12 heads, V = 50257, ell = 1 has 170.4M parameters (the paper's OpenWebText model: 170.4M).
 
@@ -334,6 +334,10 @@ class Transformer(nn.Module):
         log_g = gap.new_zeros(B, L + 1).index_put((packed.doc, packed.pos), gap)
         return logits, log_g
 
+    def trained(self):
+        """What training changes, {name: parameter}: everything, or adapters and what is new beside a pretrained model that stands still."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
     def count(self):
         """Parameters: (all, without the embedding and the vocabulary projection)."""
         total = sum(p.numel() for p in self.parameters())
@@ -489,7 +493,7 @@ def load(path, device="cpu", ema=True):
     try:
         model = assemble(content)
         weights = content["ema"] if ema and content.get("ema") else content["model"]
-        if content.get("base") and set(weights) != {k for k, p in model.named_parameters() if p.requires_grad}:
+        if content.get("base") and set(weights) != set(model.trained()):
             raise Fail(f"{path} has adapters that do not fit {content['base']}")
         model.load_state_dict(weights, strict=not content.get("base"))
     except (KeyError, TypeError, RuntimeError, ValueError) as e:

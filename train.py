@@ -138,16 +138,17 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         skip = self.found_inf > 0
-        if not skip.is_cuda and skip:                                  # a GPU is not asked: its matrices are kept by torch.where
+        if not skip.is_cuda and skip:                                  # a GPU is not asked: torch.where keeps its matrices
             return
+        keep = (lambda old, new: torch.where(skip, old, new)) if skip.is_cuda else (lambda old, new: new)
         for group in self.param_groups:
             for p in group["params"]:
                 average = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 after = average.lerp(p.grad, 1 - group["momentum"])
                 update = orthogonal(p.grad.lerp(after, group["momentum"])) * (-group["lr"] * 0.2 * max(p.shape) ** 0.5)
                 after_p = p * (1 - group["lr"] * group["weight_decay"]) + update
-                average.copy_(torch.where(skip, average, after) if skip.is_cuda else after)
-                p.copy_(torch.where(skip, p, after_p) if skip.is_cuda else after_p)
+                average.copy_(keep(average, after))
+                p.copy_(keep(p, after_p))
 
 
 # Each row a, b, c is the best next step towards the sign of all singular values (arXiv 2505.16932).
@@ -171,12 +172,11 @@ def optimizers_for(net, args):
 
     Weight decay on matrices only.
     """
-    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    inner = [p for name, p in named if args.optimizer == "muon" and name.startswith("blocks.") and "adaln" not in name and p.ndim == 2]
-    others = [p for _, p in named if not any(p is q for q in inner)]
+    matrix = lambda name, p: args.optimizer == "muon" and name.startswith("blocks.") and "adaln" not in name and p.ndim == 2
+    inner, others = ([p for name, p in net.trained().items() if matrix(name, p) == of_muon] for of_muon in (True, False))
     groups = [{"params": [p for p in others if p.ndim >= 2], "weight_decay": args.weight_decay},
               {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0}]
-    fused = named[0][1].device.type in ("cpu", "cuda", "mps")          # AdamW must be fused to heed found_inf
+    fused = others[0].device.type in ("cpu", "cuda", "mps")          # AdamW must be fused to heed found_inf
     adamw = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.beta2), fused=fused)
     return [adamw, Muon(inner, args.learning_rate, args.weight_decay)] if inner else [adamw]
 
@@ -217,7 +217,7 @@ def put_together(tree):
         return {k: put_together(v) for k, v in tree.items()}
     if isinstance(tree, list):
         return [put_together(v) for v in tree]
-    return tree.full_tensor().cpu() if hasattr(tree, "full_tensor") else tree
+    return whole(tree).cpu() if hasattr(tree, "full_tensor") else tree
 
 
 def shared_out(value, like):
@@ -358,11 +358,12 @@ def check(args):
             setattr(args, name, value)
     args.insertion = args.insertion or METHODS[args.method]
     args.ell = args.ell or (2 if "prime" in args.method else 1)
-    if llada.is_folder(args.init_from):
+    pretrained = llada.is_folder(args.init_from)
+    if pretrained:
         if args.method not in ("mdm", "flexmdm"):
             raise Fail(f"a LLaDA model goes on as --method flexmdm or mdm, not {args.method}")
         args.tokenizer = args.tokenizer or args.init_from
-    args.optimizer = args.optimizer or ("adamw" if args.fsdp or llada.is_folder(args.init_from) else "muon")
+    args.optimizer = args.optimizer or ("adamw" if args.fsdp or pretrained else "muon")
     if args.fsdp and (args.optimizer != "adamw" or fully_shard is None or "RANK" not in os.environ):
         raise Fail("--fsdp needs --optimizer adamw, a torch that has fully_shard, and torchrun")
     if args.ell > 1 and "prime" not in args.method:
@@ -465,14 +466,15 @@ def train(argv=None):
         net.to(device)                                                 # shard() moves a block at a time
     averaged.load_state_dict(net.state_dict(), assign=True)            # what stands still is shared,
     averaged.eval().requires_grad_(False)
-    trained = [k for k, p in net.named_parameters() if p.requires_grad]
-    averaged.load_state_dict({k: net.state_dict()[k].clone() for k in trained}, strict=False, assign=True)     # what is trained is copied
+    trained = list(net.trained())
+    averaged.load_state_dict({k: p.detach().clone() for k, p in net.trained().items()}, strict=False, assign=True)     # what is trained is copied
     code = net.code
     net.checkpoint = args.checkpointing
     net.defer = 8192 if device.startswith("cuda") and code.V > 4096 else 0
     if args.fsdp:
         net, averaged = shard(net), shard(averaged, reshard_after_forward=True)         # no backward pass lets go of its weights
-    ema = {k: averaged.state_dict()[k] for k in trained}               # update_ema changes them in place
+    weights = averaged.state_dict()
+    ema = {k: weights[k] for k in trained}                             # update_ema changes them in place
     optimizers = optimizers_for(net, args)
     step = 0
     if resume:
@@ -514,7 +516,8 @@ def train(argv=None):
         tensors = put_together({"model": {k: weights[k] for k in trained}, "ema": ema, "optimizer": [o.state_dict() for o in optimizers]})
         if team.rank == 0:
             save_checkpoint(args.out_dir, step, last_saved, args.keep, **tensors, base=base, lora=args.lora, config=asdict(net.config), run=run,
-                            tokenizer=tokenizer.spec(), fingerprint=dataset.train.fingerprint, permutation=code.permutation, evaluated=evaluated, window=[*both, window_tokens, window_steps])
+                            tokenizer=tokenizer.spec(), fingerprint=dataset.train.fingerprint, permutation=code.permutation,
+                            evaluated=evaluated, window=[*both, window_tokens, window_steps])
             last_saved = step
             log.write()
             draw_curve(os.path.join(args.out_dir, "loss.png"), log.rows)

@@ -329,7 +329,7 @@ def test_only_what_is_new_trains_and_is_saved(tmp_path):
         (logits.float().logsumexp(1).sum() + log_g.sum()).backward()
         optimizer.step()
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
-    new = llada.adapters(model)
+    new = {name: p.detach() for name, p in model.trained().items()}
     assert changed == set(new) and {k.split(".")[0] for k in changed} == {"blocks", "head", "time", "shared", "gap"}
     assert {k.split(".", 2)[2] for k in changed if k.startswith("blocks")} == {"q.a", "q.b", "k.a", "k.b", "v.a", "v.b"}
     assert all(v.dtype == torch.float32 for v in new.values()) and model.blocks[0].q.weight.dtype == torch.bfloat16
@@ -348,7 +348,7 @@ def test_merging_changes_nothing(tmp_path):
     checkpoint(tmp_path / "c")
     model = llada.add_lora(llada.load(tmp_path / "c", insertion="linear", adaln=8), r=4).eval()
     with torch.no_grad():
-        for p in llada.adapters(model).values():
+        for p in model.trained().values():
             p.add_(0.05 * torch.randn_like(p))
         y, _ = documents(CONFIG, [9, 20])
         ask = lambda: model(y, torch.tensor([9, 20]), torch.tensor([0.2, 0.7]), y[:, :, 0] == CONFIG["vocab_size"])
@@ -363,7 +363,7 @@ def test_an_exported_model_is_read_back(tmp_path, dtype):
     checkpoint(tmp_path / "c", dtype=dtype)
     model = llada.add_lora(llada.load(tmp_path / "c", insertion="linear", adaln=8), r=4).eval()
     with torch.no_grad():
-        for p in llada.adapters(model).values():
+        for p in model.trained().values():
             p.add_(0.05 * torch.randn_like(p))
         llada.export(model, tmp_path / "out" / "e")                                            # merges
         back = llada.load(tmp_path / "out" / "e").eval()
