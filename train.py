@@ -172,8 +172,11 @@ def optimizers_for(net, args):
 
     Weight decay on matrices only.
     """
-    matrix = lambda name, p: args.optimizer == "muon" and name.startswith("blocks.") and "adaln" not in name and p.ndim == 2
-    inner, others = ([p for name, p in net.trained().items() if matrix(name, p) == of_muon] for of_muon in (True, False))
+    inner, others = [], []
+    for name, p in net.named_parameters():
+        if p.requires_grad:
+            of_muon = args.optimizer == "muon" and name.startswith("blocks.") and "adaln" not in name and p.ndim == 2
+            (inner if of_muon else others).append(p)
     groups = [{"params": [p for p in others if p.ndim >= 2], "weight_decay": args.weight_decay},
               {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0}]
     fused = others[0].device.type in ("cpu", "cuda", "mps")          # AdamW must be fused to heed found_inf
