@@ -7,7 +7,7 @@
     head      vocabulary projection and loss on the same slots: plain, MDM-Prime's joint loss, digit marginals (ell = 4)
     train     a training step of each method on documents of OpenWebText's lengths (mdm and prime: on full canvases)
     cost      time per document token of a flexmdm step against the length of a document, and against their number
-    sample    sampling on a fixed canvas, in random order and by confidence, and with insertion
+    sample    sampling on a fixed canvas and with insertion, in random order and by confidence
 
 `dense` is the usual way through the same network: every slot of a padded canvas, logits for all of them. `ours` is this project's: only
 slots that exist go through the blocks, only slots whose answer is needed through the vocabulary projection. Runs take turns; a time is the
@@ -57,8 +57,9 @@ class Args:
     slots: int = flag(512, "slots of the head")
     canvas: int = flag(128, "tokens of a sampled document", low=2)
     batch: int = flag(4, "documents that are sampled together")
-    steps: str = flag("64", "sampling steps, separated by commas; more than 64 are timed once on a CPU, without a warm-up")
-    repeats: int = flag(2, "how often each is timed, after one more to warm up")
+    steps: str = flag("64", "sampling steps, separated by commas")
+    repeats: int = flag(2, "how often each is timed, after one more to warm up (on a CPU sampling has none, and more than 64 steps or an "
+                           "order by confidence are timed once)")
     device: str = flag("auto", "auto, cpu, cuda")
 
 
@@ -100,21 +101,21 @@ class Bench:
         seconds = self.seconds(run)
         return status("VmHWM") - before, seconds
 
-    def compare(self, case, runs, tokens, flops=None, repeats=None):
-        """runs: {path: closure}; the first is what the others are compared with. flops: what the case needs. repeats=0: the warm-up counts."""
-        repeats = self.args.repeats if repeats is None else repeats
-        warm = {path: self.peak(run) for path, run in runs.items()}
-        taken = {path: [] if repeats else [seconds] for path, (_, seconds) in warm.items()}
-        for _ in range(repeats):
+    def compare(self, case, runs, tokens, flops, repeats=None, warm_up=True):
+        """runs: {path: closure}; the first is what the others are compared with. flops: what the case needs. warm_up: the first run is not timed."""
+        repeats = repeats or self.args.repeats
+        first = {path: self.peak(run) for path, run in runs.items()}
+        taken = {path: [] if warm_up else [seconds] for path, (_, seconds) in first.items()}
+        for _ in range(repeats if warm_up else repeats - 1):
             for path, run in runs.items():
                 taken[path].append(self.seconds(run))
         base = next(iter(runs))
         for path, s in taken.items():
-            median, memory = statistics.median(s), warm[path][0]
+            median, memory = statistics.median(s), first[path][0]
             mfu = flops / median / self.ceiling
             self.rows.append(dict(case=case, path=path, ms=f"{1000 * median:.2f}", tokens_per_s=f"{tokens / median:.1f}",
                                   memory_mb=f"{memory:.0f}", mfu=f"{mfu:.3f}"))
-            ratio = "" if path == base else f"   {statistics.median(taken[base]) / median:>5.2f}x as fast, {memory / max(1, warm[base][0]):.2f}x the memory"
+            ratio = "" if path == base else f"   {statistics.median(taken[base]) / median:>5.2f}x as fast, {memory / max(1, first[base][0]):.2f}x the memory"
             print(f"{case:<42} {path:<18} {1000 * median:>9.1f} ms [{1000 * min(s):.0f}..{1000 * max(s):.0f}] {tokens / median:>8.0f} tokens/s "
                   f"{memory:>6.0f} MB  mfu {100 * mfu:>4.1f}%{ratio}", flush=True)
 
@@ -235,7 +236,7 @@ def bench_sample(bench, args):
     """A fixed canvas; and insertion, the gap head replaced by one that grows documents to the whole canvas (an untrained one grows none)."""
     L, B = args.canvas, args.batch
     steps = [int(s) for s in args.steps.split(",")]
-    for method, order in (("mdm", "random"), ("flexmdm", "random"), ("mdm", "top_prob")):
+    for method, order in (("mdm", "random"), ("flexmdm", "random"), ("mdm", "top_prob"), ("flexmdm", "top_prob")):
         net = network(args, bench, method, L).eval()
 
         def grown(predict):
@@ -262,7 +263,7 @@ def bench_sample(bench, args):
             counted = Counted(net)
             draw(grown(counted), S)()
             bench.compare(f"sample, {method}, {order}, {B} of {L}, {S} steps", {"dense": draw(grown(full), S), "ours": draw(grown(net), S)}, B * L,
-                          counted.flops(2), repeats=0 if S > 64 and not bench.cuda else None)
+                          counted.flops(2), repeats=None if bench.cuda or (S <= 64 and order == "random") else 1, warm_up=bench.cuda)
 
 
 PARTS = {"head": bench_head, "train": bench_train, "cost": bench_cost, "sample": bench_sample}

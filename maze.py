@@ -475,7 +475,7 @@ class Args:
     n_head: int = flag(2, "attention heads")
     n_embd: int = flag(64, "width")
     batch_size: int = flag(64, "paths per step")
-    max_iters: int = flag(4000, "training steps per method")
+    max_iters: int = flag(6000, "training steps per method")
     learning_rate: float = flag(2e-3, "peak learning rate")
     warmup_iters: int = flag(100, "steps of linear warm-up", low=0)
     eval_interval: int = flag(500, "steps between validation and checkpoint")

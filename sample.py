@@ -28,7 +28,7 @@ import interpolant
 import model
 from common import Fail, aside, flag, main, parse
 from interpolant import below
-from rates import log_marginals, restrict
+from rates import restrict
 
 ORDERS = ("random", "top_prob", "margin", "entropy", "left_to_right")
 
@@ -83,7 +83,7 @@ def draw_tokens(logits, y, code, temperature, u):
 
 def confidence(logits, y, code, order):
     """How sure the network is of each digit: (M, ell), higher is surer. top_prob: max p; margin: p1 - p2; entropy: -H(p)."""
-    p = log_marginals(logits, y, code).exp()                                                   # (M, ell, b)
+    p = code.marginals(restrict(logits, y, code).softmax(1))                                   # (M, ell, b)
     if order == "top_prob":
         return p.amax(2)
     if order == "margin":
