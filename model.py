@@ -279,6 +279,7 @@ class Transformer(nn.Module):
     def init(self):
         """Weights of standard deviation 1 / sqrt(inputs), embeddings of 1, gates of zero (adaLN-zero: every block starts as the identity).
 
+        Queries start at zero: a head first looks at all slots alike, that is, it counts. From random queries small models never learnt to.
         The head starts small, not at zero as in the paper: from zero, small models sit at unigram predictions for hundreds of steps.
         """
         for m in self.modules():
@@ -286,6 +287,8 @@ class Transformer(nn.Module):
                 nn.init.normal_(m.weight, std=m.in_features ** -0.5)
                 if m.bias is not None:
                     nn.init.zeros_(m.bias)
+        for block in self.blocks:
+            nn.init.zeros_(block.q.weight)
         nn.init.normal_(self.embed.weight)
         nn.init.normal_(self.head.weight, std=0.02)
         if self.gap is not None:
