@@ -58,8 +58,8 @@ class Args:
     canvas: int = flag(128, "tokens of a sampled document", low=2)
     batch: int = flag(4, "documents that are sampled together")
     steps: str = flag("64", "sampling steps, separated by commas")
-    repeats: int = flag(2, "how often each is timed, after one more to warm up (on a CPU sampling has none, and more than 64 steps or an "
-                           "order by confidence are timed once)")
+    repeats: int = flag(2, "how often each is timed (the head: three times as often), on CUDA after one more to warm up; on a CPU what takes "
+                           "longest (cost; sampling by confidence, or in more than 64 steps) is timed once")
     device: str = flag("auto", "auto, cpu, cuda")
 
 
@@ -101,12 +101,11 @@ class Bench:
         seconds = self.seconds(run)
         return status("VmHWM") - before, seconds
 
-    def compare(self, case, runs, tokens, flops, repeats=None, warm_up=True):
-        """runs: {path: closure}; the first is what the others are compared with. flops: what the case needs. warm_up: the first run is not timed."""
-        repeats = repeats or self.args.repeats
+    def compare(self, case, runs, tokens, flops, repeats):
+        """runs: {path: closure}; the first is what the others are compared with. flops: what the case needs. On CUDA a first run warms up."""
         first = {path: self.peak(run) for path, run in runs.items()}
-        taken = {path: [] if warm_up else [seconds] for path, (_, seconds) in first.items()}
-        for _ in range(repeats if warm_up else repeats - 1):
+        taken = {path: [] if self.cuda else [seconds] for path, (_, seconds) in first.items()}
+        for _ in range(repeats if self.cuda else repeats - 1):
             for path, run in runs.items():
                 taken[path].append(self.seconds(run))
         base = next(iter(runs))
@@ -139,7 +138,7 @@ def bench_head(bench, args):
         return run
 
     bench.compare(f"head, {args.slots} slots of {WIDTH}", {"plain": head(1, True), "prime 4, joint": head(4, True), "prime 4, marginal": head(4, False)}, args.slots,
-                  6 * args.slots * WIDTH * args.V, repeats=3 * args.repeats)
+                  6 * args.slots * WIDTH * args.V, 3 * args.repeats)
 
 
 # ---- training ------------------------------------------------------------------------------------------------------------------------
@@ -213,7 +212,8 @@ def bench_train(bench, args):
         net.defer = 8192 if bench.cuda else 0
         lengths = torch.full_like(n1, L) if method in ("mdm", "prime") else n1
         bench.compare(f"train, {method}, {B} documents up to {L}", {"dense": step_of(net, dense(net), bench, method, lengths, L),
-                      "ours": step_of(net, net, bench, method, lengths, L)}, int(lengths.sum()), needed(net, bench, method, lengths, L))
+                      "ours": step_of(net, net, bench, method, lengths, L)}, int(lengths.sum()),
+                      needed(net, bench, method, lengths, L), args.repeats)
 
 
 def bench_cost(bench, args):
@@ -223,11 +223,11 @@ def bench_cost(bench, args):
     for L in (256, 512, 1024, 2048, 4096):                             # the same number of tokens, in longer documents
         n1 = torch.full((total // L,), L)
         bench.compare(f"cost, flexmdm, {len(n1)} of {L}", {"ours": step_of(net, net, bench, "flexmdm", n1, L)}, total,
-                      needed(net, bench, "flexmdm", n1, L), repeats=1 + bench.cuda)
+                      needed(net, bench, "flexmdm", n1, L), args.repeats if bench.cuda else 1)
     for B in (8, 16, 32, 64) if bench.cuda else (1, 2, 4, 8):
         n1 = torch.full((B,), 1024 if bench.cuda else 256)
         bench.compare(f"cost, flexmdm, {B} of {int(n1[0])}", {"ours": step_of(net, net, bench, "flexmdm", n1, int(n1[0]))}, int(n1.sum()),
-                      needed(net, bench, "flexmdm", n1, int(n1[0])), repeats=1 + bench.cuda)
+                      needed(net, bench, "flexmdm", n1, int(n1[0])), args.repeats if bench.cuda else 1)
 
 
 # ---- sampling ------------------------------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def bench_sample(bench, args):
             counted = Counted(net)
             draw(grown(counted), S)()
             bench.compare(f"sample, {method}, {order}, {B} of {L}, {S} steps", {"dense": draw(grown(full), S), "ours": draw(grown(net), S)}, B * L,
-                          counted.flops(2), repeats=None if bench.cuda or (S <= 64 and order == "random") else 1, warm_up=bench.cuda)
+                          counted.flops(2), args.repeats if bench.cuda or (S <= 64 and order == "random") else 1)
 
 
 PARTS = {"head": bench_head, "train": bench_train, "cost": bench_cost, "sample": bench_sample}
