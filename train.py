@@ -49,7 +49,7 @@ METHODS = {"mdm": "instant", "flexmdm": "linear", "prime": "instant", "flexprime
 PRESETS = {
     "owt": dict(block_size=1024, batch_size=512, rope_theta=10000.0, n_layer=12, n_head=12, n_embd=768, learning_rate=3e-4, max_iters=500_000, warmup_iters=2500,
                 eval_interval=2000, ema=0.9999, dropout=0.0, weight_decay=0.03, log_interval=10, gradient_accumulation_steps=1),
-    "brackets": dict(n_embd=64, n_head=4, batch_size=64, max_iters=3500),
+    "brackets": dict(n_layer=3, n_head=4, n_embd=64, batch_size=64, max_iters=2500),
     "functions": dict(block_size=1024, batch_size=64, rope_theta=1000.0, n_layer=8, n_head=8, n_embd=512, eval_interval=500),
 }
 
