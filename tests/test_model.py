@@ -61,6 +61,20 @@ def close(a, b, atol=1e-5):
     return a is b is None or torch.allclose(a, b, rtol=0, atol=atol, equal_nan=True)
 
 
+@pytest.mark.parametrize("method", ["flexmdm", "mdm"])
+def test_a_new_network_attends_to_all_slots_alike(method):
+    """Counting is then one linear map away; from random queries small networks do not learn to count."""
+    torch.manual_seed(0)
+    net, doc = build(KINDS[method]), torch.tensor([0, 0, 0, 1, 1])
+    packed = model.pack(torch.zeros(2, 3, 1, dtype=torch.int64), torch.tensor([3, 2]), torch.zeros(2, 3, dtype=torch.bool), net.code.pad, end_slot=False)
+    h, angle = torch.randn(5, 24), packed.pos[:, None, None] * torch.ones(6)
+    for block in net.blocks:
+        out = block.attention(h, angle.cos(), angle.sin(), packed)
+        means = torch.stack([block.v(h)[doc == d].mean(0) for d in (0, 1)])
+        assert close(out, block.out(means)[doc])
+        assert out.abs().max() > 0.1
+
+
 # ---- padding, packing, grouping ------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -235,6 +235,16 @@ def test_twenty_thousand_steps(method, order):
     assert 20_000 <= watch.calls < 20_010 and not (watch.before[0] == code.mask).any() and ((x >= 0) & (x < code.V)).all()
 
 
+def test_rows_without_a_reveal_are_not_asked_on_a_canvas():
+    oracle, asked = world("mdm"), []
+
+    def predict(y, n, t, at):
+        asked.append((len(y), int(at.any(1).sum())))
+        return oracle.predict(y, n, t, at)
+    generate(predict, oracle.code, 8, oracle.L, 32, oracle.insertion, LINEAR)
+    assert asked[0][0] == 8 and all(rows == busy for rows, busy in asked[1:]) and {rows for rows, _ in asked[1:]} >= {1, 2}
+
+
 def test_idle_steps_ask_nothing_of_a_network_without_gaps():
     code, asked = Code(3), []
     inner = anything(code, gaps=False)
