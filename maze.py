@@ -555,6 +555,8 @@ def run(argv=None):
     for arm, net, pins in arms:
         for order in args.order_list:
             for steps in args.step_list:
+                if stop.asked:
+                    raise Fail(f"stopped while evaluating: the same command with --init_from resume completes {path}")
                 torch.manual_seed(args.seed)
                 trim()
                 if (arm, order, steps) not in done:

@@ -1,6 +1,7 @@
 """maze.py, from the generator to the command line. The exact facts first, then a run with tiny sizes."""
 import csv
 import os
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -293,6 +294,21 @@ def test_from_the_command_line_to_the_table(tmp_path):
     torch.set_num_threads(1)
     go(out, *flags, "--init_from", "resume")
     assert results(out) == rows
+
+
+def test_a_signal_ends_the_evaluation(tmp_path, monkeypatch):
+    few, evaluate = ["--methods", "flexmdm", "--orders", "random"], M.evaluate
+
+    def signalled(*a):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*a)
+    with monkeypatch.context() as patch, pytest.raises(Fail, match="stopped while evaluating.*--init_from resume"):
+        patch.setattr(M, "evaluate", signalled)
+        go(tmp_path / "run", *few)
+    done = results(tmp_path / "run")
+    assert len({r["steps"] for r in done}) == 1
+    go(tmp_path / "run", *few, "--init_from", "resume")
+    assert results(tmp_path / "run")[:len(done)] == done and len(results(tmp_path / "run")) == 2 * len(done)
 
 
 def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path):
