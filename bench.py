@@ -219,15 +219,15 @@ def bench_train(bench, args):
 def bench_cost(bench, args):
     net = network(args, bench, "flexmdm", 4096)
     net.defer = 8192 if bench.cuda else 0
-    total = 65536 if bench.cuda else 4096
+    total, repeats = (65536, args.repeats) if bench.cuda else (4096, 1)
     for L in (256, 512, 1024, 2048, 4096):                             # the same number of tokens, in longer documents
         n1 = torch.full((total // L,), L)
         bench.compare(f"cost, flexmdm, {len(n1)} of {L}", {"ours": step_of(net, net, bench, "flexmdm", n1, L)}, total,
-                      needed(net, bench, "flexmdm", n1, L), args.repeats if bench.cuda else 1)
+                      needed(net, bench, "flexmdm", n1, L), repeats)
     for B in (8, 16, 32, 64) if bench.cuda else (1, 2, 4, 8):
         n1 = torch.full((B,), 1024 if bench.cuda else 256)
         bench.compare(f"cost, flexmdm, {B} of {int(n1[0])}", {"ours": step_of(net, net, bench, "flexmdm", n1, int(n1[0]))}, int(n1.sum()),
-                      needed(net, bench, "flexmdm", n1, int(n1[0])), args.repeats if bench.cuda else 1)
+                      needed(net, bench, "flexmdm", n1, int(n1[0])), repeats)
 
 
 # ---- sampling ------------------------------------------------------------------------------------------------------------------------

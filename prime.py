@@ -246,5 +246,4 @@ def figures():
 
 
 if __name__ == "__main__":
-    import sys
     figures()

@@ -181,10 +181,10 @@ def generate(predict, code, B, block_size, steps, insertion, unmasking, order="r
         sure = order in ("top_prob", "margin", "entropy")
         at = (eligible & (K > 0)[:, None, None] if sure else chosen).any(2)                    # (B, L)
         # 3. Ask. Without insertions, a row in which nothing is revealed needs no answer.
-        rows = at.any(1) if has_gaps is False else torch.ones(B, dtype=torch.bool)
-        if not rows.any():
+        if has_gaps is False and not at.any():
             return y, None
-        logits, log_g = predict(y[rows], n[rows], torch.full((int(rows.sum()),), float(t)), at[rows])
+        rows = at.any(1) if has_gaps is False else slice(None)
+        logits, log_g = predict(y[rows], n[rows], torch.full((B,), float(t))[rows], at[rows])
         # 4. Choose by confidence, then draw one token per slot and reveal its chosen digits.
         row, slot = at.nonzero(as_tuple=True)
         asked = y[row, slot].to(logits.device)

@@ -180,7 +180,7 @@ def optimizers_for(net, args):
             (inner if of_muon else others).append(p)
     groups = [{"params": [p for p in others if p.ndim >= 2], "weight_decay": args.weight_decay},
               {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0}]
-    fused = others[0].device.type in ("cpu", "cuda", "mps")          # AdamW must be fused to heed found_inf
+    fused = others[0].device.type in ("cpu", "cuda", "mps")            # AdamW must be fused to heed found_inf
     adamw = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.beta2), fused=fused)
     return [adamw, Muon(inner, args.learning_rate, args.weight_decay)] if inner else [adamw]
 

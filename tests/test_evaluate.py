@@ -1,7 +1,6 @@
 """evaluate.py's numbers against values worked out by hand."""
 import math
 
-import numpy as np
 import pytest
 import torch
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import rates
 from interpolant import Noised, interpolate, schedule
-from oracle import BOUNDS, Noise, Oracle, Tabular, bound, entropy, random_p, rate, strings, times
+from oracle import BOUNDS, Noise, Oracle, Tabular, bound, entropy, random_p, strings, times
 from prime import Code
 from rates import alignments, jump_rates, phi, terms
 
