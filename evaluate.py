@@ -121,7 +121,8 @@ def document_nll(loaded, documents, ids, bound, repeats, end):
     total = 0
     for _ in range(repeats):                                           # late times weigh most: they are drawn more often (train.draw_times)
         t, dt = train.draw_times(len(x1), 2.0)
-        total = total + rates.nll(loaded.predict, loaded.code, x1, n1, t, *schedules, bound, frozen=frozen).double().cpu() * dt
+        anchors = None if frozen is None else interpolant.anchors_of(frozen, n1)
+        total = total + rates.nll(loaded.predict, loaded.code, x1, n1, t, *schedules, bound, frozen=frozen, anchors=anchors).double().cpu() * dt
     return total / repeats
 
 
@@ -305,7 +306,7 @@ def open_model(path, device):
 def fill(loaded, pairs, room, args, seeds, end=None):
     """What a model puts between the tokens a and z of each pair: lists of ids. room: how many masks each has on a fixed canvas."""
     code, L, fixed = loaded.code, loaded.config.block_size, loaded.config.insertion == "instant"
-    y, n, opened = sample.stack([sample.start_from([a, z], [k if fixed else None], code, L - (not fixed), fixed, end) for (a, z), k in zip(pairs, room)], code)
+    y, n, opened = sample.stack([sample.start_from([a, z], [k if fixed else None], code, L, fixed, end) for (a, z), k in zip(pairs, room)], code)
     if args.sampler == "llada":
         x, n = sample.generate_by_blocks(loaded.predict, code, (y, n), args.steps, args.block, args.temperature)
     else:

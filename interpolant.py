@@ -202,11 +202,12 @@ def below(n, size):
     return torch.arange(size, device=n.device) < n[:, None]
 
 
-def interpolate(d1, n1, t, insertion, unmasking, frozen=None, *, mask=None, pad=None, grouped=False):
+def interpolate(d1, n1, t, insertion, unmasking, frozen=None, anchors=None, *, mask=None, pad=None, grouped=False):
     """Draw x_t given x1 (the joint interpolant of arXiv 2509.01025).
 
     d1 (B, L, ell) int64 digits of the documents, n1 (B,) their lengths, t (B,) in [0, 1]; `insertion` and `unmasking` are Schedules.
     frozen (B, L) bool: tokens that are never removed nor masked (a prompt: T1 = T2 = 0).
+    anchors (B, L) bool: tokens that are there, masked, from the start (T1 = 0), see `anchors_of`.
     mask, pad: the symbols' values; by default one more and two more than the largest digit in d1: pass the code's.
     grouped: one T2 for all digits of a token (whole-token masks, also for ell > 1).
     """
@@ -218,6 +219,8 @@ def interpolate(d1, n1, t, insertion, unmasking, frozen=None, *, mask=None, pad=
 
     # 1. T1 = alpha^-1(U). Given that a token is present, a digit is still masked with probability (1-beta(t)) / (1-beta(T1)).
     T1 = insertion.inverse(torch.rand(B, L, device=d1.device, dtype=t.dtype))                  # (B, L)
+    if anchors is not None:
+        T1 = T1.masked_fill(anchors, 0)
     present = real & (T1 <= t[:, None])
     still = 1 - unmasking.step(torch.minimum(T1, t[:, None]), t[:, None])                      # (B, L)
     hidden = torch.rand(B, L, 1 if grouped else ell, device=d1.device, dtype=t.dtype) < still[:, :, None]
@@ -233,6 +236,19 @@ def interpolate(d1, n1, t, insertion, unmasking, frozen=None, *, mask=None, pad=
     y = torch.where(inside[:, :, None], y.gather(1, kept[:, :, None].expand(-1, -1, ell)), pad)
     kept = torch.where(inside, kept, 0)
     return Noised(y, n, kept, gaps_of(kept, n, n1))
+
+
+def anchors_of(frozen, n1):
+    """One token of each hole, that is of each run of tokens between frozen ones, drawn uniformly: (B, L) bool. Rows without a frozen token have none.
+
+    A hole in a given text holds at least one token, so it begins as one mask. That tells a network where the holes are: without it
+    `range()` may well be whole, and nothing would be inserted into the hole of `range([..])`.
+    """
+    free = ~frozen & below(n1, frozen.shape[1])
+    hole = (free & torch.cat([free.new_ones(len(free), 1), frozen[:, :-1]], 1)).cumsum(1)      # 1, 2, ...: which hole
+    u = torch.rand(frozen.shape, dtype=torch.float64, device=frozen.device)
+    best = torch.nn.functional.pad(torch.zeros_like(u), (0, 1)).scatter_reduce(1, hole, u * free, "amax")
+    return free & (u == best.gather(1, hole)) & frozen.any(1, keepdim=True)
 
 
 def gaps_of(kept, n, n1):

@@ -236,7 +236,7 @@ def starts(tasks, code, L, fixed, pins=None):
     def start(row):
         goals = tasks.subgoals(row)
         where = pins[len(goals)] if pins else tasks.at[row].nonzero()[:, 0].tolist()
-        return sample.start_from([[v] for v in goals], [b - a - 1 for a, b in zip(where, where[1:])], code, L, fixed, end=None, end_open=fixed)
+        return sample.start_from([[v] for v in goals], [b - a - 1 for a, b in zip(where, where[1:])], code, L, fixed, end=None, end_open=fixed, anchored=False)
     return sample.stack([start(row) for row in range(len(tasks.x))], code)
 
 

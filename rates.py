@@ -184,7 +184,7 @@ def terms(predict, code, d1, n1, noised, t, *, joint=False, averaged=False, entr
 BOUNDS = ("loose", "tight", "paper")
 
 
-def nll(predict, code, x1, n1, t, insertion, unmasking, bound="loose", *, frozen=None, grouped=False):
+def nll(predict, code, x1, n1, t, insertion, unmasking, bound="loose", *, frozen=None, anchors=None, grouped=False):
     """A one-sample estimate, for each document, of a bound on -log p_model(x1) at the times t: (B,) nats.
 
     x1 (B, L) ids, n1 (B,) lengths, t (B,) in [0, 1). Its mean over uniform t (and over the noise, drawn here) is the bound. No weight is
@@ -196,7 +196,7 @@ def nll(predict, code, x1, n1, t, insertion, unmasking, bound="loose", *, frozen
     if bound not in BOUNDS:
         raise ValueError(f"unknown bound {bound!r}: choose one of {', '.join(BOUNDS)}")
     d1 = digits(code, x1, n1)
-    noised = interpolate(d1, n1, t, insertion, unmasking, frozen, mask=code.mask, pad=code.pad, grouped=grouped)
+    noised = interpolate(d1, n1, t, insertion, unmasking, frozen, anchors, mask=code.mask, pad=code.pad, grouped=grouped)
     unmask, insert = terms(predict, code, d1, n1, noised, t, joint=bound == "paper" or grouped, averaged=bound == "tight", frozen=frozen)
     t = t.to(unmask.device)
     return unmasking.hazard(t) * unmask + insertion.hazard(t) * insert

@@ -318,23 +318,26 @@ def parse_pattern(pattern, encode):
     return [encode(pattern[a:z]) for a, z in zip(ends, starts)], [int(m[1][:9]) if m[1] else None for m in found]
 
 
-def start_from(parts, holes, code, block_size, fixed, end, end_open=False):
+def start_from(parts, holes, code, block_size, fixed, end, end_open=False, anchored=True):
     """The state that sampling starts from, for one row: (y (1, L, ell), n (1,), opened (1, L + 1)).
 
-    With insertion, the given tokens stand side by side and only the gaps at holes are open. On a fixed canvas, holes are as many masks
-    as they say; what follows the last given token is end tokens (with end=None: nothing), or masks when it is open (a prompt).
+    With insertion, each hole begins as one mask (interpolant.anchors_of; anchored=False: as nothing, since it may stay empty) and only the
+    gaps at holes are open. On a fixed canvas, holes are as many masks as they say; what follows the last given token is end tokens
+    (with end=None: nothing), or masks when it is open (a prompt).
     """
     if fixed and None in holes:
         raise Fail("this model has a fixed canvas: say how many tokens each hole has, as in [..5], or use a flexmdm model")
-    size = sum(map(len, parts)) + sum(holes if fixed else [])
-    if size > block_size - (end_open and not fixed):
-        raise Fail(f"the given text is {size} tokens long, which leaves no room in the model's block_size of {block_size}: shorten it")
+    if end_open:
+        parts, holes = [*parts, []], [*holes, 0]
+    if not fixed:
+        holes = [int(anchored)] * len(holes)
+    size = sum(map(len, parts))
+    if size + sum(holes) > block_size:
+        raise Fail(f"the given text is {size} tokens long, which leaves no room for the rest in the model's block_size of {block_size}: shorten it")
     ids, opened = list(parts[0]), set()
     for hole, part in zip(holes, parts[1:]):
-        opened.add(len(ids))
-        ids += [-1] * (hole if fixed else 0) + list(part)
-    if end_open:
-        opened.add(len(ids))
+        opened |= {len(ids), len(ids) + hole}
+        ids += [-1] * hole + list(part)
     if fixed and (end_open or end is not None):
         ids += [-1 if end_open else end] * (block_size - len(ids))
     ids = torch.tensor(ids, dtype=torch.int64)[None]

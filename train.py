@@ -279,7 +279,8 @@ def make_batch(step, documents, code, args, end):
             batch.frozen = torch.nn.functional.pad(given, (0, d1.shape[1] - given.shape[1]))
         elif args.insertion != "instant" and args.infill > 0:
             batch.frozen = spans(n1, d1.shape[1]) & (torch.rand(len(x1), 1) < args.infill)
-        batch.noised = interpolant.interpolate(d1, n1, batch.t, insertion, unmasking, batch.frozen, mask=code.mask, pad=code.pad)
+        anchors = None if batch.frozen is None else interpolant.anchors_of(batch.frozen, n1)
+        batch.noised = interpolant.interpolate(d1, n1, batch.t, insertion, unmasking, batch.frozen, anchors, mask=code.mask, pad=code.pad)
         batch.d1 = d1
     return batch
 

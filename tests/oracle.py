@@ -11,6 +11,7 @@ import math
 import numpy as np
 import torch
 
+import interpolant
 import rates
 from interpolant import Noised, below
 
@@ -99,6 +100,19 @@ class Oracle:
             f[rows, :m], g[rows, :m + 1], _ = self.posterior(y[one[rows], :m], left[which[one[rows]]])
         row, slot = at.nonzero(as_tuple=True)
         return f[inverse[row], slot].log(), None if self.insertion.name == "instant" else g[inverse].log()
+
+
+def two_holes(code, seed):
+    """3 w 0 v 3 3 with one or two tokens of {1, 2} in each hole, which depend on each other, when every hole begins as one mask: a pair.
+
+    The Oracle, and the probabilities that it should generate. A hole of k tokens of which m are there has its anchor, uniform over the k, among
+    these m with probability m / k, whichever they are: so the posterior is that without anchors, with p(x1) divided by every hole's k.
+    """
+    fill = [tuple(c + 1 for c in w) for w in strings(2, 2, 1)]
+    docs, frozen = zip(*(((3, *w, 0, *v, 3, 3), (True, *[False] * len(w), True, *[False] * len(v), True, True)) for w, v in itertools.product(fill, fill)))
+    p = random_p(len(docs), seed)
+    sizes = torch.tensor([len(w) * len(v) for w, v in itertools.product(fill, fill)])
+    return Oracle(list(docs), p / sizes, code, interpolant.schedule("linear"), list(frozen)), p
 
 
 class Tabular:

@@ -246,6 +246,31 @@ def test_frozen_documents_are_never_noised():
     assert torch.equal(got.y, d1) and torch.equal(got.n, n1)
 
 
+def test_a_hole_has_one_anchor_which_is_there_from_the_start():
+    given = torch.tensor([[0, 1, 1, 0, 0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0, 0, 0, 0], [0] * 10, [1, 0, 0, 0, 1, 0, 0, 0, 0, 0]]).bool()
+    n1 = torch.tensor([9, 5, 10, 4])                                   # holes: 0, 345, 78; none; nothing is given: none; 123
+    seen = torch.zeros(4, 10)
+    for _ in range(4000):
+        anchors = interpolant.anchors_of(given, n1)
+        assert anchors[0, 0] and anchors[0, 3:6].sum() == 1 and anchors[0, 7:9].sum() == 1 and anchors.sum(1).tolist() == [3, 0, 0, 1]
+        seen += anchors
+    share = torch.tensor([[1, 0, 0, 1 / 3, 1 / 3, 1 / 3, 0, .5, .5, 0], [0] * 10, [0] * 10, [0, 1 / 3, 1 / 3, 1 / 3, 0, 0, 0, 0, 0, 0]])
+    assert (seen / 4000 - share).abs().max() < 4 * 0.5 / 4000 ** 0.5
+    d1 = torch.arange(10).expand(4, 10)[:, :, None]
+    for t in (0.0, 0.5, 1.0):
+        x_t = interpolate(d1, n1, torch.full((4,), t), schedule("linear"), schedule("linear"), given, anchors, mask=10, pad=11)
+        there = [set(kept[:n]) for kept, n in zip(x_t.kept.tolist(), x_t.n.tolist())]
+        assert all(set(row.nonzero()[:, 0].tolist()) <= s for row, s in zip(anchors, there))
+        if t == 0:
+            assert x_t.n.tolist() == [3 + 3, 5, 0, 2] and (x_t.y == 10).sum((1, 2)).tolist() == [3, 0, 0, 1]
+        if t == 1:
+            assert torch.equal(x_t.n, n1) and not (x_t.y == 10).any()
+    one = torch.ones(20_000, dtype=torch.bool)[:, None]
+    half = interpolate(one.long()[:, :, None], one.sum(1), torch.full((20_000,), 0.3), schedule("linear"), schedule("cosine"), ~one, one, mask=2, pad=3)
+    left = float(schedule("cosine").left(torch.tensor(0.3)))           # masked until T2 ~ beta on [0, 1]
+    assert abs(float((half.y == 2).float().mean()) - left) < 4 * (left * (1 - left) / 20_000) ** 0.5
+
+
 def test_gaps_of_by_hand():
     # a document of 7, of which tokens 1, 2, 5 are left: _ 1 2 _ _ 5 _   ->   gaps 1, 0, 2, 1
     kept, n = torch.tensor([[1, 2, 5, 0, 0, 0, 0], [0] * 7]), torch.tensor([3, 0])

@@ -8,7 +8,7 @@ import torch
 
 import sample
 from interpolant import schedule
-from oracle import Oracle, random_p, sampling_error, strings, total_variation
+from oracle import Oracle, random_p, sampling_error, strings, total_variation, two_holes
 from prime import Code
 from sample import ORDERS, Draws, confidence, draw_tokens, fit, generate, insert
 
@@ -136,6 +136,20 @@ def test_holes_give_the_conditional_distribution(order, ell):
     code, N = Code(4, ell), 4_000
     oracle = Oracle(docs, random_p(len(docs), 5), code, LINEAR, frozen)
     assert distance(oracle, N, 64, order=order, start=given_state([3, 0, 3], [1, 2], code, N)) < sampling_error(oracle.p, N, 1e-3) + 1 / 64
+
+
+@pytest.mark.parametrize("order", ["random", "margin"])
+@pytest.mark.parametrize("ell", [1, 2])
+def test_holes_that_hold_a_token_give_the_conditional_distribution(order, ell):
+    """As --infill '3[..]0[..]33' begins: one mask in each hole."""
+    code, N = Code(4, ell), 4_000
+    oracle, p = two_holes(code, 5)
+    start = sample.start_from([[3], [0], [3, 3]], [None, None], code, 8, False, end=None)
+    assert (start[0][0, :, 0] == code.mask).tolist() == [False, True, False, True, False, False]
+    assert start[2].tolist() == [[False, True, True, True, True, False, False]]
+    start = tuple(s.expand(N, *s.shape[1:]) for s in start)
+    assert distance(oracle, N, 64, p, order=order, start=start) < sampling_error(p, N, 1e-3) + 1 / 64
+    assert distance(oracle, N, 64, oracle.p / oracle.p.sum(), order=order, start=start) > sampling_error(p, N, 1e-3) + 1 / 64
 
 
 @pytest.mark.parametrize("method, order", [("mdm", "random"), ("mdm", "top_prob"), ("prime", "random")])
