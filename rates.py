@@ -119,35 +119,43 @@ def alignments(noised, d1, n1, code, frozen=None):
     """Which token of x1 is each slot of x_t? All embeddings of x_t into x1 are equally likely (Prop. 1 conditions on one of them).
 
     Returns weight (B, L, L) with weight[b, i, k] = P(slot i is token k of x1 | x_t, x1), and nbar (B, L + 1), the expected number of
-    missing tokens in each gap. A forward-backward pass over the table "every revealed digit of slot i is that of token k", in log space:
-        F[i, k] = log of the number of ways to embed the first i slots into the first k tokens
-                = logcumsumexp_k( match[i-1, k-1] + F[i-1, k-1] ),      and the same from the right.
+    missing tokens in each gap. A forward-backward pass over the table "every revealed digit of slot i is that of token k":
+        F[i, k] = the number of ways to embed the first i slots into the first k tokens
+                = cumsum_k( match[i-1, k-1] * F[i-1, k-1] ),      and the same from the right.
+    These numbers fit float64 up to 1,024 tokens, C(1024, 512) < 2^1024; for longer documents their logarithms are added instead.
     Memory grows as n_t * n_1, time as n_t vector operations of length n_1.
     """
     y, n, kept, _ = noised
     B, L, ell = y.shape
     L1 = d1.shape[1]
-    match = below(n, L)[:, :, None] & below(n1, L1)[:, None, :]                                # (B, L, L1)
+    live = below(n, L)
+    match = live[:, :, None] & below(n1, L1)[:, None, :]                                       # (B, L, L1)
     for j in range(ell):
         match = match & ((y[:, :, None, j] == d1[:, None, :, j]) | (y[:, :, None, j] == code.mask))
     if frozen is not None:                                                                     # a frozen token is known to be where it is
         fixed = frozen.gather(1, kept)[:, :, None] | frozen[:, None, :]
         match = match & (~fixed | (kept[:, :, None] == torch.arange(L1, device=y.device)))
-    log_match = torch.zeros(match.shape, device=y.device, dtype=torch.float64).masked_fill(~match, -torch.inf)
+    short = L1 <= 1024
+    one, none, times, scan = (1.0, 0.0, torch.mul, torch.cumsum) if short else (0.0, -torch.inf, torch.add, torch.logcumsumexp)
 
-    none = log_match.new_full((B, 1), -torch.inf)
-    left = [log_match.new_zeros(B, L1 + 1)]                                                    # F[0]: one way to embed nothing
-    for i in range(L):
-        left.append(torch.cat([none, (log_match[:, i] + left[-1][:, :-1]).logcumsumexp(1)], 1))
-    right = [log_match.new_zeros(B, L1 + 1)]
-    for i in reversed(range(L)):
-        row = torch.cat([(log_match[:, i] + right[-1][:, 1:]).flip(1).logcumsumexp(1).flip(1), none], 1)
-        right.append(torch.where((i < n)[:, None], row, 0))                                    # no slot left to place: one way
-    right = right[::-1]
-    ways = torch.stack(left[:-1], 1)[:, :, :-1] + log_match + torch.stack(right[1:], 1)[:, :, 1:]   # (B, L, L1)
-    weight = torch.where(below(n, L)[:, :, None], ways, 0.0).softmax(2) * match
+    def ways(match, live):
+        """match (L, B, L1) bool -> it as numbers, and F[0] .. F[L - 1] without their last column, (L, B, L1): one way where there is no slot yet."""
+        match = torch.full(match.shape, none, dtype=torch.float64, device=match.device).masked_fill_(match, one)
+        table = torch.full_like(match, one)
+        for i in range(L - 1):
+            table[i + 1, :, 0] = none
+            table[i + 1, :, 1:] = scan(times(match[i], table[i]), 1)[:, :-1]
+            table[i + 1].masked_fill_(~live[i, :, None], one)
+        return match, table
 
-    s = (weight * torch.arange(L1, device=y.device)).sum(2)                                    # E[s_i]
+    match = match.transpose(0, 1)
+    right = ways(match.flip(0, 2), live.T.flip(0))[1].flip(0, 2)
+    match, both = ways(match, live.T)
+    both = times(times(both, match, out=both), right, out=both)                                # in how many ways is slot i token k?
+    both = both if short else (both - both.amax(2, keepdim=True).clamp_min(-1e300)).exp()
+    weight = (both * both.sum(2, keepdim=True).clamp_min(1).reciprocal()).transpose(0, 1)      # 0 past n
+
+    s = weight @ torch.arange(L1, device=y.device, dtype=weight.dtype)                         # E[s_i]
     s = torch.cat([s, s.new_zeros(B, 1)], 1).scatter(1, n[:, None], n1[:, None].to(s.dtype))
     before = torch.cat([s.new_full((B, 1), -1), s[:, :-1]], 1)
     nbar = torch.where(below(n + 1, L + 1), s - before - 1, 0).clamp_min(0)
@@ -169,15 +177,21 @@ def terms(predict, code, d1, n1, noised, t, *, joint=False, averaged=False, entr
     row, slot = masked.nonzero(as_tuple=True)
     averaged = averaged and log_g is not None                                                  # without gaps there is one alignment
     if averaged:
-        weight, nbar = alignments(noised, d1, n1, code, frozen)
-        nll = over_slots(lambda z, *a: slot_kl(z, *a, code, joint, entropy), logits,
-                         move(y[row, slot]), move(weight[row, slot]), move(d1[row]))
+        home, exact = ("cpu", torch.float32) if device.type == "mps" else (device, torch.float64)      # mps has no float64
+        some = max(1, 2 ** 24 // (L * d1.shape[1]))                                            # documents at a time: tables of 128 MiB
+        weight, nbar = [], []
+        for rows in torch.arange(B).split(some):
+            at = lambda x: None if x is None else x[rows].to(home)
+            w, missing = alignments(type(noised)(*map(at, noised)), at(d1), at(n1), code, at(frozen))
+            weight.append(w[at(masked)].to(device, exact))
+            nbar.append(missing.to(device, exact))
+        nll = over_slots(lambda z, *a: slot_kl(z, *a, code, joint, entropy), logits, move(y[row, slot]), torch.cat(weight), move(d1[row]))
     else:
         nll = over_slots(lambda z, *a: slot_nll(z, *a, code, joint), logits, move(y[row, slot]), move(d1[row, kept[row, slot]]))
     unmask = nll.new_zeros(B).index_add(0, move(row), nll)
     if log_g is None:
         return Terms(unmask, torch.zeros_like(unmask))
-    k, live = move(nbar if averaged else gaps).to(log_g.dtype), move(below(n + 1, L + 1))
+    k, live = (torch.cat(nbar) if averaged else move(gaps)).to(log_g.dtype), move(below(n + 1, L + 1))
     return Terms(unmask, (phi(k, torch.where(live, log_g, 0)) * live).sum(1))                  # what stands past n has no gradient either
 
 
