@@ -3,10 +3,12 @@ import contextlib
 import csv
 import glob
 import io
+import itertools
 import json
 import math
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -21,6 +23,7 @@ import evaluate
 import model
 import sample
 import train
+from prime import Code
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--batch_size=8", "--block_size=24", "--max_iters=6", "--eval_interval=3", "--eval_iters=1",
@@ -111,16 +114,35 @@ def test_commands_in_a_shell(text, tmp_path):
     assert wrong.returncode == 2 and "did you mean --out_dir?" in err and "Traceback" not in err and err.count("\n") == 1
 
 
+def test_every_hole_of_an_infilling_task_begins_as_a_mask():
+    """In x_t at any time, each hole of a document with given text holds a slot; at t near 0 it is one mask."""
+    code, n = Code(5), torch.arange(2, 34)
+    documents = type("Documents", (), {"__len__": lambda _: 32, "batch": lambda _, ids: (torch.randint(5, (32, 40)), n, None)})()
+    args = train.Args(infill=1.0, batch_size=32, insertion="linear")
+    seen = 0
+    for step in range(5):
+        batch = train.make_batch(step, documents, code, args, 0)
+        for kept, size, length, given, y, t in zip(batch.noised.kept, batch.noised.n, n, batch.frozen, batch.noised.y, batch.t):
+            here = set(kept[:size].tolist())
+            holes = [list(run) for free, run in itertools.groupby(range(int(length)), lambda k: not given[k]) if free]
+            if given.any():
+                assert all(here & set(hole) for hole in holes)
+                seen += len(holes)
+                if t < 0.01:
+                    assert size - given.sum() == (y[:size, 0] == code.mask).sum() == len(holes)
+    assert seen > 100
+
+
 def test_prompts_and_holes(text, tmp_path):
     trained(tmp_path, text)
     save = tmp_path / "p.jsonl"
     quietly(sample.run, [f"--out_dir={tmp_path}", "--num_samples=8", "--steps=6", "--prompt=for x", f"--save={save}"])
     texts = [json.loads(line)["text"] for line in open(save)]
-    assert len(texts) == 8 and all(t.startswith("for x") and len(t) <= 24 for t in texts) and len(set(texts)) > 1
+    assert len(texts) == 8 and all(t.startswith("for x") and 5 < len(t) <= 24 for t in texts) and len(set(texts)) > 1
     save = tmp_path / "s.jsonl"
     quietly(sample.run, [f"--out_dir={tmp_path}", "--num_samples=20", "--steps=6", "--infill=x[..] in [..]:", f"--save={save}"])
     texts = [json.loads(line)["text"] for line in open(save)]
-    assert all(t.startswith("x") and " in " in t and t.endswith(":") and len(t) <= 24 for t in texts)
+    assert all(re.fullmatch("x.+ in .+:", t, re.DOTALL) and len(t) <= 24 for t in texts)                     # every hole holds something
 
 
 def test_samples_repeat_and_do_not_depend_on_the_batch(text, tmp_path):
