@@ -294,7 +294,7 @@ class Args:
     temperature: float = flag(1.0, "1: what the model says; 0: always the likeliest token")
     window: int = flag(0, "reveal only the leftmost masks of this many; 0: any", low=0)
     prompt: str = flag("", "a beginning to continue")
-    infill: str = flag("", "a text with holes: [..] is any number of tokens; on a fixed canvas say how many, as in [..8]")
+    infill: str = flag("", "a text with holes: [..] is one token or more; on a fixed canvas say how many, as in [..8]")
     show: bool = flag(False, "play the generation in the terminal")
     trace: str = flag("", "save the generation of one document as a .gif")
     save: str = flag("", "write the documents to this .jsonl instead of the terminal")
