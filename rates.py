@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from interpolant import below, interpolate
+from interpolant import Noised, below, interpolate
 
 
 class Terms(NamedTuple):
@@ -182,7 +182,7 @@ def terms(predict, code, d1, n1, noised, t, *, joint=False, averaged=False, entr
         weight, nbar = [], []
         for rows in torch.arange(B).split(some):
             at = lambda x: None if x is None else x[rows].to(home)
-            w, missing = alignments(type(noised)(*map(at, noised)), at(d1), at(n1), code, at(frozen))
+            w, missing = alignments(Noised(*map(at, noised)), at(d1), at(n1), code, at(frozen))
             weight.append(w[at(masked)].to(device, exact))
             nbar.append(missing.to(device, exact))
         nll = over_slots(lambda z, *a: slot_kl(z, *a, code, joint, entropy), logits, move(y[row, slot]), torch.cat(weight), move(d1[row]))
