@@ -138,22 +138,19 @@ def alignments(noised, d1, n1, code, frozen=None):
     short = L1 <= 1024
     one, none, times, scan = (1.0, 0.0, torch.mul, torch.cumsum) if short else (0.0, -torch.inf, torch.add, torch.logcumsumexp)
 
-    def ways(match, live):
-        """match (L, B, L1) bool -> it as numbers, and F[0] .. F[L - 1] without their last column, (L, B, L1): one way where there is no slot yet."""
-        match = torch.full(match.shape, none, dtype=torch.float64, device=match.device).masked_fill_(match, one)
-        table = torch.full_like(match, one)
-        for i in range(L - 1):
-            table[i + 1, :, 0] = none
-            table[i + 1, :, 1:] = scan(times(match[i], table[i]), 1)[:, :-1]
-            table[i + 1].masked_fill_(~live[i, :, None], one)
-        return match, table
-
-    match = match.transpose(0, 1)
-    right = ways(match.flip(0, 2), live.T.flip(0))[1].flip(0, 2)
-    match, both = ways(match, live.T)
-    both = times(times(both, match, out=both), right, out=both)                                # in how many ways is slot i token k?
+    # Row i of `table` is F[i] without its last column, and beside it the same from the right (both axes flipped): (L, 2B, L1). There is one
+    # way where there is no slot yet.
+    apart = torch.cat([~match, ~match.flip(1, 2)]).transpose(0, 1).contiguous()                # (L, 2B, L1)
+    dead = torch.cat([~live, ~live.flip(1)]).T[:, :, None]                                     # (L, 2B, 1)
+    table = torch.empty(apart.shape, dtype=torch.float64, device=apart.device)
+    table[0], table[1:, :, 0] = one, none
+    for differs, before, after, gone in zip(apart[:-1, :, :-1], table[:-1, :, :-1], table[1:], dead):
+        after[:, 1:] = scan(before.masked_fill(differs, none), 1)
+        after.masked_fill_(gone, one)
+    left, right = table[:, :B], table[:, B:].flip(0, 2)
+    both = times(left, right, out=right).masked_fill_(apart[:, :B], none)                      # in how many ways is slot i token k?
     both = both if short else (both - both.amax(2, keepdim=True).clamp_min(-1e300)).exp()
-    weight = (both * both.sum(2, keepdim=True).clamp_min(1).reciprocal()).transpose(0, 1)      # 0 past n
+    weight = both.div_(both.sum(2, keepdim=True).clamp_min(1)).transpose(0, 1)                 # (B, L, L1), 0 past n
 
     s = weight @ torch.arange(L1, device=y.device, dtype=weight.dtype)                         # E[s_i]
     s = torch.cat([s, s.new_zeros(B, 1)], 1).scatter(1, n[:, None], n1[:, None].to(s.dtype))
