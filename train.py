@@ -49,7 +49,7 @@ METHODS = {"mdm": "instant", "flexmdm": "linear", "prime": "instant", "flexprime
 PRESETS = {
     "owt": dict(block_size=1024, batch_size=512, rope_theta=10000.0, n_layer=12, n_head=12, n_embd=768, learning_rate=3e-4, max_iters=500_000, warmup_iters=2500,
                 eval_interval=2000, ema=0.9999, dropout=0.0, weight_decay=0.03, log_interval=10, gradient_accumulation_steps=1, targets="sampled"),
-    "brackets": dict(n_layer=3, n_head=4, n_embd=64, batch_size=128, warmup_iters=100, max_iters=1800, eval_interval=600),
+    "brackets": dict(insertion="sin", infill=0.0, n_layer=3, n_head=4, n_embd=64, batch_size=128, learning_rate=2e-3, warmup_iters=100, max_iters=2400, eval_interval=600),
     "functions": dict(block_size=1024, batch_size=64, rope_theta=1000.0, n_layer=8, n_head=8, n_embd=512, learning_rate=2e-3, max_iters=2000, eval_interval=500,
                       targets="sampled"),
 }
@@ -74,8 +74,8 @@ class Args:
     # model
     block_size: int = flag(64, "the most tokens of a document", low=2)
     n_layer: int = flag(4, "blocks")
-    n_head: int = flag(2, "attention heads")
-    n_embd: int = flag(128, "width")
+    n_head: int = flag(3, "attention heads")
+    n_embd: int = flag(96, "width")
     rope_theta: float = flag(100.0, "longest period of the rotary embedding; 10000 for long documents", low=1)
     dropout: float = flag(0.0, "dropout in the blocks", high=1)
     # noise and loss
@@ -90,9 +90,9 @@ class Args:
     weight_cap: float = flag(1000.0, "cap on the hazards 1 / (1 - t) in the training loss; never in the bounds")
     shuffle_ids: float = flag(0.0, "ell > 1: share of token ids permuted before they become digits (index shuffling)", high=1)
     # optimization
-    batch_size: int = flag(96, "documents per step, over all processes and accumulation steps")
+    batch_size: int = flag(64, "documents per step, over all processes and accumulation steps")
     gradient_accumulation_steps: int = flag(1, "pieces that a process cuts its share of the batch into: less memory, same result")
-    max_iters: int = flag(900, "steps")
+    max_iters: int = flag(1700, "steps")
     optimizer: str = flag("", "muon (AdamW for all but the blocks' matrices) or adamw; empty: muon, but adamw for a LLaDA model and with --fsdp", ("", "muon", "adamw"))
     learning_rate: float = flag(3e-3, "peak learning rate")
     min_lr: float = flag(0.0, "learning rate at max_iters")
@@ -103,7 +103,7 @@ class Args:
     ema: float = flag(0.999, "decay of the averaged weights that samples and validation use", high=1)
     skip_bad_steps: int = flag(0, "how many steps in a row may have a non-finite gradient (they are left out) before the run stops", low=0)
     # the run
-    eval_interval: int = flag(300, "steps between validation, samples and checkpoint")
+    eval_interval: int = flag(500, "steps between validation, samples and checkpoint")
     eval_iters: int = flag(16, "batches of validation documents, with fixed noise")
     log_interval: int = flag(50, "steps between progress lines")
     sample_steps: int = flag(64, "sampling steps of the samples shown; 0: none are", low=0)
@@ -314,9 +314,9 @@ def share(B, rank, world, pieces):
 
 @torch.no_grad()
 def validate(predict, documents, code, args, end, team):
-    """The tight bound on validation documents in nats per token: (total, unmask, insert). Same documents, times and noise at every call."""
+    """The tight bound on validation documents in nats per token: (total, unmask, insert). Same documents, times (see draw_times) and noise at every call."""
     sums = torch.zeros(3, dtype=torch.float64)
-    plain = SimpleNamespace(**{**vars(args), "infill": 0.0, "weight_cap": math.inf, "t_power": 1.0, "targets": "averaged",
+    plain = SimpleNamespace(**{**vars(args), "infill": 0.0, "weight_cap": math.inf, "t_power": 2.0, "targets": "averaged",
                                "batch_size": min(args.batch_size, len(documents))})
     for i in range(team.rank, -(-args.eval_iters // team.world) * team.world, team.world):     # as many forward passes on every process: with
         batch = make_batch(i, documents, code, plain, end)                                     # --fsdp they need each other
@@ -362,7 +362,7 @@ def draw_curve(path, rows):
 def check(args):
     """Fill in what follows from the method and the data set; one sentence for what cannot be."""
     for name, value in PRESETS.get(args.dataset, {}).items():
-        if name not in args.named:
+        if name not in args.named and (name != "insertion" or METHODS[args.method] != "instant"):
             setattr(args, name, value)
     args.insertion = args.insertion or METHODS[args.method]
     args.ell = args.ell or (2 if "prime" in args.method else 1)
