@@ -402,6 +402,16 @@ def test_bad_flags_of_train(flags, text, tmp_path):
     assert not glob.glob(f"{tmp_path}/out/*.pt")
 
 
+@pytest.mark.parametrize("flags, expected", [
+    (["--method", "flexmdm"], ("sin", 0.0, 64)), (["--method", "mdm"], ("instant", 0.0, 64)),
+    (["--insertion", "linear", "--infill", "0.1", "--n_embd", "32"], ("linear", 0.1, 32)),
+])
+def test_a_preset_gives_way_to_the_method_and_to_flags(flags, expected):
+    args = common.parse(train.Args, "", ["--dataset", "brackets", *flags])
+    train.check(args)
+    assert (args.insertion, args.infill, args.n_embd) == expected
+
+
 def test_changed_flags_on_resume(text, tmp_path):
     trained(tmp_path, text)
     for flags, said in (("--n_embd=32", "--n_embd 32 differs"), ("--method=mdm", "--method mdm differs"), ("--seed=7", "--seed 7 differs")):
