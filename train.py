@@ -92,7 +92,7 @@ class Args:
     # optimization
     batch_size: int = flag(64, "documents per step, over all processes and accumulation steps")
     gradient_accumulation_steps: int = flag(1, "pieces that a process cuts its share of the batch into: less memory, same result")
-    max_iters: int = flag(1700, "steps")
+    max_iters: int = flag(1400, "steps")
     optimizer: str = flag("", "muon (AdamW for all but the blocks' matrices) or adamw; empty: muon, but adamw for a LLaDA model and with --fsdp", ("", "muon", "adamw"))
     learning_rate: float = flag(3e-3, "peak learning rate")
     min_lr: float = flag(0.0, "learning rate at max_iters")
