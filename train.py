@@ -49,7 +49,7 @@ METHODS = {"mdm": "instant", "flexmdm": "linear", "prime": "instant", "flexprime
 PRESETS = {
     "owt": dict(block_size=1024, batch_size=512, rope_theta=10000.0, n_layer=12, n_head=12, n_embd=768, learning_rate=3e-4, max_iters=500_000, warmup_iters=2500,
                 eval_interval=2000, ema=0.9999, dropout=0.0, weight_decay=0.03, log_interval=10, gradient_accumulation_steps=1, targets="sampled"),
-    "brackets": dict(insertion="sin", infill=0.0, n_layer=3, n_head=4, n_embd=64, batch_size=128, learning_rate=2e-3, warmup_iters=100, max_iters=2000, eval_interval=500),
+    "brackets": dict(insertion="sin", infill=0.0, n_layer=3, n_head=4, n_embd=64, batch_size=128, learning_rate=2e-3, warmup_iters=100, max_iters=1800, eval_interval=600),
     "functions": dict(block_size=1024, batch_size=64, rope_theta=1000.0, n_layer=8, n_head=8, n_embd=512, learning_rate=2e-3, max_iters=2000, eval_interval=500,
                       targets="sampled"),
 }
