@@ -175,7 +175,7 @@ def terms(predict, code, d1, n1, noised, t, *, joint=False, averaged=False, entr
     averaged = averaged and log_g is not None                                                  # without gaps there is one alignment
     if averaged:
         home, exact = ("cpu", torch.float32) if device.type == "mps" else (device, torch.float64)      # mps has no float64
-        some = max(1, 2 ** 24 // (L * d1.shape[1]))                                            # documents at a time: tables of 128 MiB
+        some = max(1, 2 ** 24 // (L * d1.shape[1]))                                            # documents at a time: a table of 256 MiB
         weight, nbar = [], []
         for rows in torch.arange(B).split(some):
             at = lambda x: None if x is None else x[rows].to(home)
