@@ -1,57 +1,61 @@
-"""Train a FlexMDM (arXiv 2509.01025), an MDM, their MDM-Prime forms (arXiv 2505.18495), or an autoregressive baseline.
+"""Train FlexMDM (arXiv 2509.01025), MDM, MDM-Prime (arXiv 2505.18495), both at once, or an AR
+baseline.
 
-    python train.py                                             # FlexMDM on one-line Python statements: minutes on a laptop, no download
-    python train.py --method mdm                                # the same on a fixed canvas
-    python train.py --method flexprime --ell 2                  # tokens of two digits
-    python train.py --dataset notes.txt --block_size 256        # any text; a document per paragraph
-    python train.py --dataset owt                               # OpenWebText
-    torchrun --nproc_per_node=8 train.py --dataset owt          # on 8 GPUs; the same global batch
-    python train.py --init_from resume                          # go on where the last run stopped, to the bit
+    python train.py                                         # FlexMDM on lines of Python: minutes on
+    a laptop
+    python train.py --method mdm                            # the same on a fixed canvas
+    python train.py --method flexprime --ell 2              # tokens of two digits
+    python train.py --dataset notes.txt --block_size 256    # any text; a document per paragraph
+    python train.py --dataset owt                           # OpenWebText
+    torchrun --nproc_per_node=8 train.py --dataset owt      # on 8 GPUs: the same steps, each takes
+    an eighth
+    python train.py --init_from resume                      # go on where the last run stopped
 
-A step is a pure function of (weights, seed, step): its documents, times and noise are drawn for the whole global batch, then every
-process takes its rows. So a run that was stopped and resumed, and one on other processes, takes the same steps.
+The loss is the bound of rates.py in nats per token of the document (hazards capped): with the
+default --targets averaged the tight one, which is comparable between methods.
 
-The number that is printed as loss is the tight bound of rates.py in nats per document token, its two parts beside it: comparable
-between methods, up to its noise, the infilling tasks and the capped weights. (--targets sampled: the loose bound of Prop. 1, which with
-insertion stays far above the entropy for a perfect model too.) val is the tight bound on fixed documents and noise, uncapped, without infilling.
+A step is a pure function of (weights, seed, step): documents, times and noise are drawn for the
+global batch, then every process takes its rows. So resuming is exact, and so is another number of
+processes.
 """
-import contextlib
 import math
 import os
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint.state_dict as sharded
+import torch.nn.functional as F
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel as DDP
 
-try:
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import distribute_tensor
-except ImportError:                                                    # an older torch: no --fsdp
-    fully_shard = None
-
+import checkpoint
 import data
 import interpolant
-import llada
-import model
 import prime
 import rates
-import sample
-from common import Fail, Log, Stop, Team, aside, flag, lock, main, parse, trim
-from model import checkpoints, newest_good, save_checkpoint
+from common import Fail, Log, Stop, flag, lock, main, parse, say
+from figures import curve
+from interpolant import below
+from model import Config, Transformer, pick_device
+from muon import optimizers_for
+from retrofit import llada
 
-METHODS = {"mdm": "instant", "flexmdm": "linear", "prime": "instant", "flexprime": "linear", "ar": "instant"}    # -> insertion schedule
+METHODS = {"mdm": "instant", "flexmdm": "linear", "prime": "instant", "flexprime": "linear",
+           "ar": "instant"}     # -> the insertion schedule
 
-# Sizes for a data set, taken where the user names none.
-PRESETS = {
-    "owt": dict(block_size=1024, batch_size=512, rope_theta=10000.0, n_layer=12, n_head=12, n_embd=768, learning_rate=3e-4, max_iters=500_000, warmup_iters=2500,
-                eval_interval=2000, ema=0.9999, dropout=0.0, weight_decay=0.03, log_interval=10, gradient_accumulation_steps=1, targets="sampled"),
-    "brackets": dict(insertion="sin", infill=0.0, n_layer=3, n_head=4, n_embd=64, batch_size=128, learning_rate=2e-3, warmup_iters=100, max_iters=1800, eval_interval=600),
-    "functions": dict(block_size=1024, batch_size=64, rope_theta=1000.0, n_layer=8, n_head=8, n_embd=512, learning_rate=2e-3, max_iters=2000, eval_interval=500,
-                      targets="sampled"),
+PRESETS = {     # what a data set is trained with, where the user names nothing else
+    "owt": dict(block_size=1024, batch_size=512, n_layer=12, n_head=12, n_embd=768,
+                rope_theta=10000.0, learning_rate=3e-4, weight_decay=0.03, max_iters=500_000,
+                warmup_iters=2500, ema=0.9999, eval_interval=2000, log_interval=10,
+                targets="sampled"),
+    "brackets": dict(insertion="sin", infill=0.0, n_layer=3, n_head=4, n_embd=64, batch_size=128,
+                     learning_rate=2e-3, warmup_iters=100, max_iters=1800, eval_interval=600),
+    "functions": dict(block_size=1024, batch_size=64, n_layer=8, n_head=8, n_embd=512,
+                      rope_theta=1000.0, learning_rate=2e-3, max_iters=2000, targets="sampled"),
 }
 
 
@@ -59,590 +63,633 @@ PRESETS = {
 class Args:
     method: str = flag("flexmdm", "which model", tuple(METHODS))
     ell: int = flag(0, "digits per token; 0: 1, or 2 for prime and flexprime", low=0)
-    dataset: str = flag("python", "python, functions, brackets, owt, or a path to a .txt or .jsonl")
-    data_dir: str = flag("data", "where prepared data sets are kept")
-    tokenizer: str = flag("", "bytes or gpt2; empty: what the data set uses")
+    dataset: str = flag("python", "a folder of data/, a .txt or .jsonl, or a folder with bins")
+    data_dir: str = flag("", "where data sets are kept; empty: in data/NAME")
+    tokenizer: str = flag("", "bytes, bpe, bpe-SIZE, gpt2, a model's folder; empty: the default")
     split: str = flag("paragraph", "what a document of a .txt is", ("line", "paragraph", "file"))
     field: str = flag("text", "the field of a .jsonl that holds the text")
-    packing: str = flag("documents", "documents: one row each; stream: rows of block_size tokens cut from the stream (mdm, prime, ar)",
-                        ("documents", "stream"))
+    packing: str = flag("documents", "documents: a row each; stream: rows of block_size tokens cut "
+                        "from the stream (mdm, prime, ar)", ("documents", "stream"))
     out_dir: str = flag("out", "checkpoints, log.csv, loss.png")
-    init_from: str = flag("scratch", "scratch, resume, a checkpoint whose weights to start from, or the folder of a LLaDA model")
-    lora: int = flag(128, "rank of the adapters on a LLaDA model's q, k, v and head, which train in place of its weights; 0: its weights train", low=0)
-    overwrite: bool = flag(False, "start again in an out_dir that holds a run")
+    init_from: str = flag("scratch", "scratch, resume, a checkpoint to start from, a LLaDA folder")
+    lora: int = flag(128, "rank of the adapters on a LLaDA model; 0: its own weights train", low=0)
+    overwrite: bool = flag(False, "remove the run that out_dir holds and start again")
     keep: int = flag(2, "how many checkpoints to keep")
     # model
     block_size: int = flag(64, "the most tokens of a document", low=2)
     n_layer: int = flag(4, "blocks")
     n_head: int = flag(3, "attention heads")
     n_embd: int = flag(96, "width")
-    rope_theta: float = flag(100.0, "longest period of the rotary embedding; 10000 for long documents", low=1)
-    dropout: float = flag(0.0, "dropout in the blocks", high=1)
+    rope_theta: float = flag(100.0, "longest period of the rotary embedding", low=1.0)
+    dropout: float = flag(0.0, "dropout in the blocks", high=1.0)
     # noise and loss
-    insertion: str = flag("", "schedule alpha: linear, cosine, sin, polynomial,exponent=2, geometric, instant; empty: the method's")
+    insertion: str = flag("", "schedule alpha: linear, cosine, sin, polynomial, geometric; empty: "
+                          "the method's")
     unmasking: str = flag("linear", "schedule beta")
-    prime_loss: str = flag("marginal", "ell > 1: marginal (the valid bound) or joint (the paper's)", ("marginal", "joint"))
-    targets: str = flag("averaged", "averaged over alignments (the tight bound; its time grows as length squared), or sampled (Prop. 1): the same expected "
-                        "gradient, less or more variance",
-                        ("averaged", "sampled"))
-    infill: float = flag(0.1, "share of documents trained as infilling: random spans are given, the rest is generated (insertion only)", high=1)
-    t_power: float = flag(2.0, "times are drawn as 1 - (1 - u)^t_power and weighted to match: 1 is uniform, 2 has the least variance", low=0.1, high=10)
-    weight_cap: float = flag(1000.0, "cap on the hazards 1 / (1 - t) in the training loss; never in the bounds")
-    shuffle_ids: float = flag(0.0, "ell > 1: share of token ids permuted before they become digits (index shuffling)", high=1)
+    targets: str = flag("averaged", "averaged over alignments (the tight bound; its time grows as "
+                        "length squared), or sampled (Prop. 1)", ("averaged", "sampled"))
+    prime_loss: str = flag("marginal", "ell > 1: marginal (a bound) or joint (the paper's)",
+                           ("marginal", "joint"))
+    infill: float = flag(0.1, "share of documents with given text around holes", high=1.0)
+    t_power: float = flag(2.0, "times are 1 - (1 - u)^t_power, weighted to match: 1 is uniform, 2 "
+                          "has the least variance", low=0.1, high=10.0)
+    weight_cap: float = flag(1000.0, "cap on the hazards in the training loss; never in a bound")
+    shuffle_ids: float = flag(0.0, "ell > 1: share of ids permuted before they become digits",
+                              high=1.0)
     # optimization
-    batch_size: int = flag(64, "documents per step, over all processes and accumulation steps")
-    gradient_accumulation_steps: int = flag(1, "pieces that a process cuts its share of the batch into: less memory, same result")
+    batch_size: int = flag(64, "documents per step, over all processes and pieces")
+    gradient_accumulation_steps: int = flag(0, "pieces a process cuts its share of the batch into; "
+                                            "0: as many as an 80 GB GPU needs", low=0)
     max_iters: int = flag(1400, "steps")
-    optimizer: str = flag("", "muon (AdamW for all but the blocks' matrices) or adamw; empty: muon, but adamw for a LLaDA model and with --fsdp", ("", "muon", "adamw"))
+    optimizer: str = flag("", "muon (AdamW outside the blocks) or adamw; empty: muon, but adamw "
+                          "for LLaDA and with --fsdp", ("", "muon", "adamw"))
     learning_rate: float = flag(3e-3, "peak learning rate")
-    min_lr: float = flag(0.0, "learning rate at max_iters")
+    min_lr: float = flag(0.0, "learning rate at the end")
     warmup_iters: int = flag(60, "steps of linear warm-up", low=0)
-    weight_decay: float = flag(0.01, "AdamW's, on matrices only")
+    weight_decay: float = flag(0.01, "on matrices only")
     beta2: float = flag(0.99, "AdamW's", high=0.9999)
-    grad_clip: float = flag(1.0, "largest gradient norm; 0: none")
-    ema: float = flag(0.999, "decay of the averaged weights that samples and validation use", high=1)
-    skip_bad_steps: int = flag(0, "how many steps in a row may have a non-finite gradient (they are left out) before the run stops", low=0)
+    grad_clip: float = flag(1.0, "largest gradient norm; 0: any")
+    ema: float = flag(0.999, "decay of the averaged weights, which samples and validation use",
+                      high=1.0)
+    skip_bad_steps: int = flag(0, "how many steps in a row may have a gradient that is not finite",
+                               low=0)
     # the run
     eval_interval: int = flag(500, "steps between validation, samples and checkpoint")
     eval_iters: int = flag(16, "batches of validation documents, with fixed noise")
     log_interval: int = flag(50, "steps between progress lines")
-    sample_steps: int = flag(64, "sampling steps of the samples shown; 0: none are", low=0)
+    sample_steps: int = flag(64, "sampling steps of the samples that are shown; 0: none", low=0)
     device: str = flag("auto", "auto, cpu, cuda, mps")
-    dtype: str = flag("auto", "auto (bfloat16 on CUDA), float32, bfloat16", ("auto", "float32", "bfloat16"))
-    compile: bool | None = flag(None, "torch.compile the blocks; by default on CUDA only, and not with --fsdp")
-    fsdp: bool = flag(False, "shard weights and optimizer over the processes: for models that do not fit one GPU")
-    checkpointing: bool = flag(False, "recompute blocks in the backward pass: less memory, a third more time")
+    dtype: str = flag("auto", "auto: bfloat16 on CUDA", ("auto", "float32", "bfloat16"))
+    compile: bool = flag(torch.cuda.is_available(), "torch.compile the blocks (not with --fsdp)")
+    fsdp: bool = flag(False, "shard weights and optimizer over the processes")
+    checkpointing: bool = flag(False, "recompute blocks in the backward pass: less memory")
     seed: int = flag(1337, "fixes everything", low=0)
 
 
-MAY_CHANGE = {"max_iters", "learning_rate", "min_lr", "warmup_iters", "weight_decay", "grad_clip", "out_dir", "init_from", "overwrite", "keep", "data_dir",
-              "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval", "sample_steps", "device", "dtype", "compile",
-              "checkpointing", "skip_bad_steps", "infill", "dropout"}
-
-
-# ---- pieces that maze.py uses too ----------------------------------------------------------------------------------------------------
-
-def learning_rate(step, args):
-    """Linear warm-up, then a cosine from learning_rate to min_lr at max_iters."""
-    if step < args.warmup_iters:
-        return args.learning_rate * (step + 1) / (args.warmup_iters + 1)
-    x = min(1.0, (step - args.warmup_iters) / max(1, args.max_iters - args.warmup_iters))
-    return args.min_lr + 0.5 * (1 + math.cos(math.pi * x)) * (args.learning_rate - args.min_lr)
-
-
-class Muon(torch.optim.Optimizer):
-    """Muon (K. Jordan et al., 2024; scaled to AdamW's step size as in arXiv 2502.16982): a matrix moves along U V^T of its Nesterov momentum
-    U S V^T, found by four Newton-Schulz steps. torch.optim.Muon computes these in bfloat16 everywhere, which CPUs are slow at, and moves
-    on a gradient that is not finite; with `found_inf` this one does not."""
-
-    def __init__(self, params, lr, weight_decay=0.0, momentum=0.95):
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
-
-    @torch.no_grad()
-    def step(self):
-        skip = self.found_inf > 0
-        if not skip.is_cuda and skip:                                  # a GPU is not asked: torch.where keeps its matrices
-            return
-        keep = (lambda old, new: torch.where(skip, old, new)) if skip.is_cuda else (lambda old, new: new)
-        for group in self.param_groups:
-            for p in group["params"]:
-                average = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                after = average.lerp(p.grad, 1 - group["momentum"])
-                update = orthogonal(p.grad.lerp(after, group["momentum"])) * (-group["lr"] * 0.2 * max(p.shape) ** 0.5)
-                after_p = p * (1 - group["lr"] * group["weight_decay"]) + update
-                average.copy_(keep(average, after))
-                p.copy_(keep(p, after_p))
-
-
-# Each row a, b, c is the best next step towards the sign of all singular values (arXiv 2505.16932).
-POLAR = ((8.28721, -23.59589, 17.30039), (4.10706, -2.94785, 0.54484), (3.94869, -2.90890, 0.55182), (3.31842, -2.48849, 0.51005))
-
-
-def orthogonal(x):
-    """U V^T of a matrix U S V^T, roughly, by steps x <- (a + b x x^T + c (x x^T)^2) x: singular values above a thousandth of the norm go to about 1."""
-    if x.shape[0] > x.shape[1]:
-        return orthogonal(x.T).T
-    x = x.bfloat16() if x.is_cuda else x
-    x = x / (1.01 * x.norm() + 1e-12)
-    for a, b, c in POLAR:
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.float()
-
-
-def optimizers_for(net, args):
-    """A list of optimizers: Muon for the matrices of the blocks (--optimizer muon), AdamW, fused where torch has it, for the rest.
-
-    Weight decay on matrices only.
-    """
-    inner, others = [], []
-    for name, p in net.named_parameters():
-        if p.requires_grad:
-            of_muon = args.optimizer == "muon" and name.startswith("blocks.") and "adaln" not in name and p.ndim == 2
-            (inner if of_muon else others).append(p)
-    groups = [{"params": [p for p in others if p.ndim >= 2], "weight_decay": args.weight_decay},
-              {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0}]
-    fused = others[0].device.type in ("cpu", "cuda", "mps")            # AdamW must be fused to heed found_inf
-    adamw = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.beta2), fused=fused)
-    return [adamw, Muon(inner, args.learning_rate, args.weight_decay)] if inner else [adamw]
-
-
-@torch.no_grad()
-def apply_gradients(net, optimizers, lr, clip):
-    """Clip, then step. A gradient that is not finite leaves the weights as they are (decided on the device). Returns the norm, a tensor."""
-    norm = whole(torch.nn.utils.clip_grad_norm_(net.parameters(), clip or math.inf))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.grad_scale, optimizer.found_inf = None, (~torch.isfinite(norm)).float()
-        optimizer.step()
-    net.zero_grad(set_to_none=True)
-    return norm
-
-
-@torch.no_grad()
-def update_ema(ema, net, step, decay):
-    """ema <- d ema + (1 - d) weights, with d = min(decay, (1 + step) / (10 + step)): young averages forget faster."""
-    weights = net.state_dict()
-    torch._foreach_lerp_([local(v) for v in ema.values()], [local(weights[k]) for k in ema], 1 - min(decay, (1 + step) / (10 + step)))
-
-
-def local(x):
-    """This process's part of a sharded tensor (--fsdp); any other tensor as it is."""
-    return x.to_local() if hasattr(x, "to_local") else x
-
-
-def whole(x):
-    """A sharded tensor put together; any other as it is. All processes must come here."""
-    return x.full_tensor() if hasattr(x, "full_tensor") else x
-
-
-def put_together(tree):
-    """whole() for every tensor in nested dicts and lists, on the CPU where it was sharded."""
-    if isinstance(tree, dict):
-        return {k: put_together(v) for k, v in tree.items()}
-    if isinstance(tree, list):
-        return [put_together(v) for v in tree]
-    return whole(tree).cpu() if hasattr(tree, "full_tensor") else tree
-
-
-def shared_out(value, like):
-    """A whole tensor, sharded as `like` is."""
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements) if hasattr(like, "full_tensor") else value
-
-
-def draw_times(B, power):
-    """B times t = 1 - (1 - u)^power with u stratified over [0, 1), in random order, and dt/du, which weighs them: (B,), (B,).
-
-    power 1 is uniform. power 2 looks more often at late times, where few tokens are masked and each weighs 1 / (1 - t): with it
-    the variance of the loss stays finite (the mean of weight^2 * masked tokens is then flat in u, not 1 / (1 - t)).
-    """
-    left = 1 - ((torch.randperm(B) + torch.rand(B)) / B).clamp_max(1 - 2 ** -24)
-    return (1 - left ** power).clamp_max(1 - 2 ** -24), power * left ** (power - 1)
-
-
-def spans(n1, L):
-    """(B, L) bool: random stretches of a document, about 3 changes each: the given part of an infilling task."""
-    change = torch.rand(len(n1), L) < 3 / n1[:, None].clamp_min(6)
-    return ((change.cumsum(1) + torch.randint(2, (len(n1), 1))) % 2 == 0) & interpolant.below(n1, L)
-
-
-def cut(noised, rows):
-    return interpolant.Noised(*(x[rows] for x in noised))
-
-
-# ---- one step ------------------------------------------------------------------------------------------------------------------------
-
-def canvas(x, n, args, end):
-    """The documents as the method sees them: with insertion, as they are; on a fixed canvas, filled up with the end token (its pads are
-    tokens to predict, as MDMs do); autoregressive, with one end token."""
-    if args.method == "ar":
-        x = torch.cat([x, x.new_zeros(len(x), 1)], 1).scatter(1, n[:, None], end)
-        return x, n + 1
-    if args.insertion != "instant":
-        return x, n
-    full = torch.full((len(x), args.block_size), end)
-    full[:, :x.shape[1]] = torch.where(interpolant.below(n, x.shape[1]), x, end)
-    return full, torch.full_like(n, args.block_size)
-
-
-def make_batch(step, documents, code, args, end):
-    """All that is random in a step, for the global batch: a pure function of (seed, step)."""
-    torch.default_generator.manual_seed(args.seed * 1_000_003 + step)  # the CPU's alone: this may run beside a GPU's dropout
-    x, length, given = documents.batch(data.order(args.seed, step, args.batch_size, len(documents)))
-    x1, n1 = canvas(x, length, args, end)
-    t, dt = draw_times(len(x1), args.t_power)
-    tokens = int(length.sum()) - (0 if given is None else int(given.sum()))                    # what there is to say
-    batch = SimpleNamespace(x1=x1, n1=n1, t=t, dt=dt, tokens=tokens, frozen=None, noised=None)
-    if args.method != "ar":
+def settle(args):
+    """Fill in what follows from other flags. Raises Fail for what does not go together."""
+    for name, value in PRESETS.get(args.dataset, {}).items():
+        fits = name != "insertion" or METHODS[args.method] != "instant"
+        if name not in args.named and fits:
+            setattr(args, name, value)
+    if os.path.exists(os.path.join(args.init_from, "tokenizer.json")):          # a LLaDA
+        if args.method not in ("mdm", "flexmdm"):
+            raise Fail(f"a LLaDA goes on as --method flexmdm or mdm, not {args.method}")
+        args.tokenizer = args.tokenizer or args.init_from
+    args.insertion = args.insertion or METHODS[args.method]
+    digits = 2 if "prime" in args.method else 1
+    args.ell = args.ell or digits
+    if args.ell > 1 and digits == 1:
+        raise Fail(f"--method {args.method} has a digit per token: --ell is for prime and flexprime")
+    try:
         insertion, unmasking = schedules(args)
-        d1 = rates.digits(code, x1, n1)
-        if given is not None:                                          # tasks: prompts are never noised
-            batch.frozen = torch.nn.functional.pad(given, (0, d1.shape[1] - given.shape[1]))
-        elif args.insertion != "instant" and args.infill > 0:
-            batch.frozen = spans(n1, d1.shape[1]) & (torch.rand(len(x1), 1) < args.infill)
-        anchors = None if batch.frozen is None else interpolant.anchors_of(batch.frozen, n1)
-        batch.noised = interpolant.interpolate(d1, n1, batch.t, insertion, unmasking, batch.frozen, anchors, mask=code.mask, pad=code.pad)
-        batch.d1 = d1
-    return batch
-
-
-def losses(predict, code, batch, rows, args):
-    """Rows of a batch -> (unmask (B,), insert (B,)): the integrand of the bound, hazards capped, nats per document."""
-    if args.method == "ar":
-        nll = rates.next_token_nll(predict, code, batch.x1[rows], batch.n1[rows])
-        return nll, torch.zeros_like(nll)
-    insertion, unmasking = schedules(args)
-    frozen = None if batch.frozen is None else batch.frozen[rows]
-    terms = rates.terms(predict, code, batch.d1[rows], batch.n1[rows], cut(batch.noised, rows), batch.t[rows], joint=args.prime_loss == "joint",
-                        averaged=args.targets == "averaged", frozen=frozen)
-    t, dt = batch.t[rows].to(terms.unmask.device), batch.dt[rows].to(terms.unmask.device)
-    return tuple(term * schedule.hazard(t).clamp_max(args.weight_cap) * dt for term, schedule in zip(terms, (unmasking, insertion)))
+    except ValueError as e:
+        raise Fail(str(e)) from None
+    if (insertion.name == "instant") != (METHODS[args.method] == "instant"):
+        raise Fail(f"--insertion {args.insertion} does not go with --method {args.method}")
+    if unmasking.name == "instant":
+        raise Fail("--unmasking instant would leave nothing to learn: choose another schedule")
+    if args.packing == "stream" and insertion.name != "instant":
+        raise Fail("--packing stream cuts documents, whose length is what insertion learns: "
+                   "use --packing documents")
+    if not args.optimizer:
+        plain = not args.fsdp and not llada.is_folder(args.init_from)
+        args.optimizer = "muon" if plain else "adamw"
+    if args.dtype == "auto":
+        args.dtype = "bfloat16" if args.device.startswith("cuda") else "float32"
+    if args.fsdp and args.optimizer == "muon":
+        raise Fail("muon needs whole matrices: use --optimizer adamw with --fsdp")
 
 
 def schedules(args):
     return interpolant.schedule(args.insertion), interpolant.schedule(args.unmasking)
 
 
-def share(B, rank, world, pieces):
-    """The rows of the global batch that a process handles, as `pieces` slices."""
-    a, z = rank * B // world, (rank + 1) * B // world
-    return [slice(a + i * (z - a) // pieces, a + (i + 1) * (z - a) // pieces) for i in range(pieces)]
+# -----------------------------------------------------------------------------
+# one batch, one loss
+
+def draw_times(B, power):
+    """t = 1 - (1 - u)^power for stratified u, in random order, and dt/du, their weight: (B,), (B,).
+    With power 2 late times, where a mask weighs 1 / (1 - t), are drawn more often: the variance is
+    finite."""
+    u = (torch.randperm(B) + torch.rand(B, dtype=torch.float64)) / B
+    left = 1 - u.clamp_max(1 - 2 ** -24)
+    return 1 - left ** power, power * left ** (power - 1)
 
 
-# ---- validation, samples, pictures ---------------------------------------------------------------------------------------------------
+def draw_given(n1, L, most_holes=3):
+    """Text with holes: which tokens of documents of n1 (B,) tokens are given, (B, L) bool.
+
+    1. Run lengths r_0 .. r_k around k holes are drawn by a law that does not look at the document:
+    shares
+       of the length of another one. r_0 is 0 in a third of the cases, r_k in another third.
+    2. If the runs leave fewer than k tokens for the holes, nothing is given.
+    3. Otherwise the holes share what is left, all ways to do so being equally likely.
+
+    So with one hole the best answer is exactly p(x1 | given text, the hole is not empty). With k
+    holes that hide h tokens in all it is tilted by 1 / C(h - 1, k - 1), the chance of the split:
+    towards short holes."""
+    B = len(n1)
+    holes = torch.randint(1, most_holes + 1, (B, 1))
+    holes = torch.where(torch.rand(B, 1) < 0.5, 1, holes)
+    run = torch.arange(most_holes + 1)                                          # 0 .. most_holes
+    share = torch.rand(B, most_holes + 1) * n1.roll(1)[:, None] / holes
+    length = share.long().clamp_min(1)                                         # (B, most_holes + 1)
+    side = torch.rand(B, 1)
+    absent = ((run == 0) & (side < 1 / 3)) | ((run == holes) & (side > 2 / 3)) | (run > holes)
+    length = length.masked_fill(absent, 0)
+    hidden = n1[:, None] - length.sum(1, keepdim=True)                      # (B, 1) tokens in holes
+    # hidden token p begins a new hole at k - 1 random places of 1 .. hidden - 1
+    p = torch.arange(L)
+    rank = torch.rand(B, L).masked_fill((p == 0) | (p >= hidden), 2).argsort(dim=1).argsort(dim=1)
+    hole = ((rank < holes - 1) & (p > 0) & (p < hidden)).cumsum(1)              # (B, L) which hole
+    before = length.cumsum(1).gather(1, hole.clamp_max(most_holes))          # given tokens before p
+    place = torch.where(p < hidden, p + before, L).clamp_max(L)
+    is_hidden = torch.zeros(B, L + 1, dtype=torch.bool).scatter(1, place, True)[:, :L]
+    return ~is_hidden & below(n1, L) & (hidden >= holes)
+
+
+def canvas(x, n, args, end):
+    """The documents as the method sees them: with insertion as they are; on a fixed canvas filled
+    up with end tokens, which the model has to predict; autoregressive, with one end token."""
+    if METHODS[args.method] != "instant":
+        return x, n
+    size = x.shape[1] + 1 if args.method == "ar" else args.block_size
+    full = torch.full((len(x), size), end)
+    full[:, :x.shape[1]] = torch.where(below(n, x.shape[1]), x, end)
+    if args.method == "ar":
+        return full, n + 1
+    return full, torch.full_like(n, size)
+
+
+def make_batch(step, documents, code, args):
+    """All that is random in a step, for the global batch: a pure function of (seed, step)."""
+    torch.default_generator.manual_seed(args.seed * 1_000_003 + step)
+    order = data.order(args.seed, step, args.batch_size, len(documents))
+    x, length, given = documents.batch(order)                                 # (B, L), (B,), (B, L)
+    x1, n1 = canvas(x, length, args, documents.tokenizer.eot)
+    tokens = int(length.sum())                                                  # what is to be said
+    if given is not None:                                                     # the prompt of a task
+        tokens -= int(given.sum())
+        given = F.pad(given, (0, x1.shape[1] - given.shape[1]))
+    elif args.infill and METHODS[args.method] != "instant":
+        given = draw_given(n1, x1.shape[1]) & (torch.rand(len(x1), 1) < args.infill)
+    batch = SimpleNamespace(x1=x1, n1=n1, given=given, tokens=tokens)
+    if args.method == "ar":
+        return batch
+    batch.t, batch.weight = draw_times(len(x1), args.t_power)                   # (B,), (B,)
+    batch.d1 = rates.digits(code, x1, n1)
+    anchors = None
+    if given is not None and documents.anchored:
+        anchors = interpolant.anchors_of(given, n1)
+    batch.noised = interpolant.interpolate(batch.d1, n1, batch.t, *schedules(args), given, anchors,
+                                           mask=code.mask, pad=code.pad)
+    return batch
+
+
+def losses(predict, code, batch, rows, args):
+    """The integrand of the bound for these rows, hazards capped: unmask, insert (B,), in nats."""
+    given = None if batch.given is None else batch.given[rows]
+    if args.method == "ar":
+        nll = rates.next_token_nll(predict, code, batch.x1[rows], batch.n1[rows], given)
+        return nll, torch.zeros_like(nll)
+    noised = interpolant.Noised(*(x[rows] for x in batch.noised))
+    t, weight = batch.t[rows], batch.weight[rows]
+    unmask, insert = rates.terms(predict, code, batch.d1[rows], batch.n1[rows], noised, t,
+                                 joint=args.prime_loss == "joint",
+                                 averaged=args.targets == "averaged", given=given)
+    insertion, unmasking = schedules(args)
+    lam_insert = insertion.hazard(t).clamp_max(args.weight_cap) * weight
+    lam_unmask = unmasking.hazard(t).clamp_max(args.weight_cap) * weight
+    return unmask * lam_unmask.to(unmask.device), insert * lam_insert.to(insert.device)
+
+
+def learning_rate(step, args):
+    """linear warm-up, then a cosine from learning_rate to min_lr"""
+    if step < args.warmup_iters:
+        return args.learning_rate * (step + 1) / (args.warmup_iters + 1)
+    x = min(1.0, (step - args.warmup_iters) / max(1, args.max_iters - args.warmup_iters))
+    return args.min_lr + 0.5 * (1 + math.cos(math.pi * x)) * (args.learning_rate - args.min_lr)
+
+
+def pieces_for(args, world):
+    """Into how many pieces a process cuts its share of the batch, if the user does not say: 64
+    documents of 1024 tokens are a piece for the 170M model with insertion, half as many without.
+    assumption: that fits a GPU of 80 GB (not measured)."""
+    rows, pieces = args.batch_size // world, args.gradient_accumulation_steps
+    if not pieces:
+        tokens = 2 ** 16 * (12 * 768) / (args.n_layer * args.n_embd)
+        if METHODS[args.method] == "instant":
+            tokens /= 2
+        pieces = max(1, min(rows, math.ceil(rows * args.block_size / tokens)))
+    if rows < pieces:
+        raise Fail(f"--batch_size {args.batch_size} is less than a document for each of {world} "
+                   f"processes times {pieces} pieces: raise it")
+    return pieces
+
 
 @torch.no_grad()
-def validate(predict, documents, code, args, end, team):
-    """The tight bound on validation documents in nats per token: (total, unmask, insert). Same documents, times (see draw_times) and noise at every call."""
-    sums = torch.zeros(3, dtype=torch.float64)
-    plain = SimpleNamespace(**{**vars(args), "infill": 0.0, "weight_cap": math.inf, "t_power": 2.0, "targets": "averaged",
-                               "batch_size": min(args.batch_size, len(documents))})
-    for i in range(team.rank, -(-args.eval_iters // team.world) * team.world, team.world):     # as many forward passes on every process: with
-        batch = make_batch(i, documents, code, plain, end)                                     # --fsdp they need each other
-        for rows in share(len(batch.x1), 0, 1, args.gradient_accumulation_steps):
-            unmask, insert = losses(predict, code, batch, rows, plain)
-            sums += torch.tensor([unmask.double().sum(), insert.double().sum(), 0.0]) * (i < args.eval_iters)
-        sums[2] += batch.tokens * (i < args.eval_iters)
-    team.sum(sums)
-    unmask, insert = sums[0] / sums[2], sums[1] / sums[2]
-    return float(unmask + insert), float(unmask), float(insert)
+def validate(net, documents, code, args, pieces, rank, world):
+    """The tight bound on fixed documents, times and noise, uncapped: (unmask, insert), nats per
+    token. --prime_loss, --infill and --weight_cap do not change it."""
+    B = min(args.batch_size, len(documents))
+    plain = SimpleNamespace(**vars(args))
+    plain.infill, plain.weight_cap, plain.t_power, plain.batch_size = 0.0, math.inf, 2.0, B
+    plain.targets, plain.prime_loss = "averaged", "marginal"
+    share = -(-B // world)                      # as many rows, and forward passes, on every process
+    sums = torch.zeros(3, dtype=torch.float64)                              # unmask, insert, tokens
+    for i in range(args.eval_iters):
+        batch = make_batch(i, documents, code, plain)
+        rows = torch.arange(share) * world + rank
+        for piece in rows.split(-(-share // pieces)):
+            unmask, insert = losses(net, code, batch, piece % B, plain)
+            real = (piece < B).to(unmask.device)
+            sums[0] += float(unmask[real].double().sum())
+            sums[1] += float(insert[real].double().sum())
+        sums[2] += batch.tokens / world
+    if world > 1:
+        dist.all_reduce(sums)
+    return (sums[:2] / sums[2]).tolist()
 
 
-def show_samples(predict, code, args, tokenizer, count=4, seed=0):
-    """A few documents of the model as it stands, as text lines."""
-    torch.manual_seed(seed)
-    if args.method == "ar":
-        x, n = sample.generate_left_to_right(predict, code, count, args.block_size, tokenizer.eot)
+# -----------------------------------------------------------------------------
+# weights
+
+@torch.no_grad()
+def swap(net, ema):
+    """Exchange the weights with their averages; once more to undo it."""
+    for name, p in net.named_parameters():
+        if name in ema:
+            last = p.clone()
+            p.copy_(ema[name])
+            ema[name].copy_(last)
+
+
+@torch.no_grad()
+def update_ema(net, ema, step, decay):
+    """ema <- d ema + (1 - d) weights, d = min(decay, (1 + step) / (10 + step)): young averages
+    forget faster."""
+    weights = dict(net.named_parameters())
+    d = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(ema.values()), [weights[name].detach() for name in ema], 1 - d)
+
+
+# state dicts, put together from all processes under --fsdp
+FULL = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True, broadcast_from_rank0=True)
+PARTIAL = sharded.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+
+
+def trained_weights(net):
+    """What training changes, {name: tensor on the CPU}: all, or a pretrained model's adapters"""
+    names = {name for name, p in net.named_parameters() if p.requires_grad}
+    if isinstance(net, FSDPModule):
+        state = sharded.get_model_state_dict(net, options=FULL)
     else:
-        x, n = sample.generate(predict, code, count, args.block_size, args.sample_steps, *schedules(args))
-    return sample.texts(x, n, tokenizer)
+        state = net.state_dict()
+    return {name: w.detach().cpu().clone() for name, w in state.items() if name in names}
 
 
-def draw_curve(path, rows):
-    """loss.png from the rows of log.csv."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=100)
-    train, val = [r for r in rows if r["loss"]], [r for r in rows if r["val"]]
-    axes.plot([int(r["step"]) for r in train], [float(r["loss"]) for r in train], lw=0.7, alpha=0.6, label="train")
-    axes.plot([int(r["step"]) for r in val], [float(r["val"]) for r in val], "o-", ms=3, label="validation (EMA weights)")
-    values = sorted(float(r["loss"]) for r in train) or [1.0]
-    axes.set(xlabel="step", ylabel="bound, nats per token", ylim=(0, 1.1 * values[int(0.95 * (len(values) - 1))]))
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    with aside(path, "wb") as f:
-        figure.savefig(f, format="png")
-    plt.close(figure)
+def optimizer_state(net, optimizer):
+    if isinstance(net, FSDPModule):
+        return sharded.get_optimizer_state_dict(net, optimizer, options=FULL)
+    return optimizer.state_dict()
 
 
-# ---- set-up --------------------------------------------------------------------------------------------------------------------------
-
-def check(args):
-    """Fill in what follows from the method and the data set; one sentence for what cannot be."""
-    for name, value in PRESETS.get(args.dataset, {}).items():
-        if name not in args.named and (name != "insertion" or METHODS[args.method] != "instant"):
-            setattr(args, name, value)
-    args.insertion = args.insertion or METHODS[args.method]
-    args.ell = args.ell or (2 if "prime" in args.method else 1)
-    pretrained = llada.is_folder(args.init_from)
-    if pretrained:
-        if args.method not in ("mdm", "flexmdm"):
-            raise Fail(f"a LLaDA model goes on as --method flexmdm or mdm, not {args.method}")
-        args.tokenizer = args.tokenizer or args.init_from
-    args.optimizer = args.optimizer or ("adamw" if args.fsdp or pretrained else "muon")
-    if args.fsdp and (args.optimizer != "adamw" or fully_shard is None or "RANK" not in os.environ):
-        raise Fail("--fsdp needs --optimizer adamw, a torch that has fully_shard, and torchrun")
-    if args.ell > 1 and "prime" not in args.method:
-        raise Fail(f"--ell {args.ell} needs --method {'flexprime' if args.method == 'flexmdm' else 'prime'}: {args.method} has one digit per token")
-    if (args.insertion == "instant") != (METHODS[args.method] == "instant"):
-        raise Fail(f"--method {args.method} {'has no insertion' if METHODS[args.method] == 'instant' else 'inserts'}: leave --insertion {args.insertion} out")
-    if args.packing == "stream" and METHODS[args.method] != "instant":
-        raise Fail("--packing stream is for mdm, prime and ar; with insertion a document has its own length")
-    try:
-        _, unmasking = schedules(args)
-    except ValueError as e:
-        raise Fail(str(e)) from None
-    if unmasking.name == "instant":
-        raise Fail("--unmasking instant would leave nothing to learn: choose another schedule")
-    if args.batch_size % (int(os.environ.get("WORLD_SIZE", 1)) * args.gradient_accumulation_steps):
-        raise Fail(f"--batch_size {args.batch_size} must be divisible by the number of processes times --gradient_accumulation_steps")
+@torch.no_grad()
+def set_trained(net, weights):
+    if isinstance(net, FSDPModule):
+        sharded.set_model_state_dict(net, weights, options=PARTIAL)
+        return
+    for name, p in net.named_parameters():
+        if name in weights:
+            p.copy_(weights[name])
 
 
-def resumed(args, content):
-    """The flags of the run that is resumed, with those of the user that may change. Fail names one that may not."""
-    before = content.get("run") or {}
-    for f in fields(Args):
-        if f.name in args.named and f.name not in MAY_CHANGE and f.name in before and getattr(args, f.name) != before[f.name]:
-            raise Fail(f"--{f.name} {getattr(args, f.name)} differs from the run being resumed ({before[f.name]}): leave it out, or start another --out_dir")
-        if f.name in before and f.name not in args.named and f.name not in ("init_from", "out_dir", "overwrite", "device"):
-            setattr(args, f.name, before[f.name])
-            args.named.add(f.name)                                     # stronger than a preset
-    return args
+def set_optimizer(net, optimizer, state):
+    if isinstance(net, FSDPModule):
+        sharded.set_optimizer_state_dict(net, optimizer, state, options=FULL)
+    else:
+        optimizer.load_state_dict(state)
 
 
-def open_data(args):
-    return data.load(args.dataset, data_dir=args.data_dir, block_size=args.block_size, tokenizer=args.tokenizer or None,
-                     split=args.split, field=args.field, packing=args.packing)
+def run_state(net, ema, optimizers):
+    """The tensors of a checkpoint"""
+    moments = [optimizer_state(net, optimizer) for optimizer in optimizers]
+    weights = trained_weights(net)
+    swap(net, ema)
+    averages = trained_weights(net)
+    swap(net, ema)
+    return dict(model=weights, ema=averages, optimizer=moments)
+
+
+def restore(net, ema, optimizers, content, dataset):
+    """The other way: everything to the bit as it was when `content` was saved"""
+    if content["fingerprint"] != dataset.train.fingerprint:
+        raise Fail("the training data differs from that of the run being resumed: restore it, or "
+                   "start another --out_dir")
+    set_trained(net, content["ema"])
+    swap(net, ema)
+    set_trained(net, content["model"])
+    for optimizer, state in zip(optimizers, content["optimizer"], strict=True):
+        set_optimizer(net, optimizer, state)
+
+
+def start_weights(net, path):
+    """Begin with the averaged weights of another run. Those of a fixed canvas may begin a model
+    with
+    insertion: its gap head is new."""
+    content = checkpoint.read(path)
+    mine, theirs = dict(net.named_parameters()), content["ema"]
+    odd = [k for k in theirs if k not in mine or mine[k].shape != theirs[k].shape]
+    odd += [k for k in mine if k not in theirs and not k.startswith("gap.")]
+    if odd or content.get("base"):
+        raise Fail(f"{path} is of another kind or size ({' '.join(odd[:1])}): give the flags that "
+                   "it was trained with, or train from scratch")
+    set_trained(net, theirs)
 
 
 def build(args, tokenizer, content):
-    """The network of a run: that of the checkpoint `content`, a LLaDA model with what training adds, or a new one."""
+    """The network of a run: that of the checkpoint `content`, LLaDA with adapters, or a new one"""
     if content is not None:
-        return model.assemble(content)
+        return checkpoint.build(content)
     if llada.is_folder(args.init_from):
-        return llada.retrofit(args.init_from, args.insertion, args.block_size, args.lora)
-    permutation = prime.shuffle(tokenizer.vocab_size, args.ell, args.shuffle_ids, args.seed) if args.ell > 1 and args.shuffle_ids else None
-    return model.build(model.Config(V=tokenizer.vocab_size, ell=args.ell, block_size=args.block_size, insertion=args.insertion, n_layer=args.n_layer,
-                                    n_head=args.n_head, n_embd=args.n_embd, rope_theta=args.rope_theta, dropout=args.dropout, causal=args.method == "ar"), permutation)
+        net = llada.retrofit(args.init_from, args.insertion, args.block_size, args.lora)
+        if net.config.V != tokenizer.vocab_size:
+            raise Fail(f"{args.init_from} has {net.config.V:,} tokens, the data set "
+                       f"{tokenizer.vocab_size:,}: use --tokenizer {args.init_from}")
+        return net
+    permutation = None
+    if args.ell > 1 and args.shuffle_ids:
+        permutation = prime.shuffle(tokenizer.vocab_size, args.ell, args.shuffle_ids, args.seed)
+    config = Config(V=tokenizer.vocab_size, ell=args.ell, block_size=args.block_size,
+                    insertion=args.insertion, causal=args.method == "ar", n_layer=args.n_layer,
+                    n_head=args.n_head, n_embd=args.n_embd, dropout=args.dropout,
+                    rope_theta=args.rope_theta)
+    try:
+        return Transformer(config, permutation)
+    except ValueError as e:
+        raise Fail(str(e)) from None
 
 
-def adopt(net, content, path):
-    """Start from the (averaged) weights of a checkpoint. One of a fixed canvas may begin one with insertion: only the gap head is new."""
-    differ = [k for k, v in asdict(net.config).items() if content["config"].get(k, v) != v and k != "insertion"]
-    if differ or content.get("base"):
-        raise Fail(f"{path} has another {' and '.join(differ) or 'kind of weights, adapters'}: give the same flags, or train from scratch")
-    missing, unexpected = net.load_state_dict(content.get("ema") or content["model"], strict=False)
-    if unexpected or any(not k.startswith("gap.") for k in missing):
-        raise Fail(f"{path} has weights that this method does not know ({(unexpected + missing)[0]}): train from scratch")
+def resumed(args, content):
+    """The flags of the run that is resumed, but for those named now"""
+    for name, value in content["args"].items():
+        if name not in args.named and name not in ("init_from", "out_dir", "overwrite", "device"):
+            setattr(args, name, value)
+            args.named.add(name)                    # stronger than a preset
+    for name in ("method", "ell", "insertion", "block_size", "n_layer", "n_head", "n_embd"):
+        before = content["args"][name]
+        if getattr(args, name) != before:
+            raise Fail(f"--{name} differs from the run being resumed ({before}): leave it out, or "
+                       "start another --out_dir")
 
 
-def shard(net, **options):
-    """FSDP: each block, and the rest, is cut over the processes and put together when it is needed."""
-    for block in net.blocks:
-        fully_shard(block)
-    return fully_shard(net, **options)
+def start_processes(args):
+    """-> rank, world. torchrun starts many processes, python one."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if args.device == "cuda":
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(args.device)
+        dist.init_process_group("cpu:gloo,cuda:nccl")
+    else:
+        dist.init_process_group("gloo")
+    return rank, world
 
 
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}            # dense bf16 FLOP/s of the GPUs whose MFU is printed
+def claim(args):
+    """Lock out_dir, and refuse to write over a run"""
+    held = lock(args.out_dir)
+    old = checkpoint.found(args.out_dir)
+    if old and args.init_from != "resume":
+        if not args.overwrite:
+            raise Fail(f"{args.out_dir} holds a run: go on with --init_from resume, start again "
+                       "with --overwrite, or name another --out_dir")
+        for path in old:
+            path.unlink()
+    return held
+
+
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}     # dense bf16 FLOP/s
+
+
+def mfu_text(net, args, tokens, seconds):
+    """' | mfu 41%' on a GPU whose peak is known: forward and backward FLOPs of the slots that exist
+    (blocks and attention) and of those that are masked (head), over the peak. tokens: of a process'
+    documents."""
+    peaks = [peak for name, peak in PEAK.items()
+             if args.device.startswith("cuda") and name in torch.cuda.get_device_name()]
+    if not peaks:
+        return ""
+    present, masked = 1.0, 1.0
+    if args.method != "ar":                         # measured on noise: it depends on the schedules
+        x, n = torch.zeros(256, 64, args.ell, dtype=torch.int64), torch.full((256,), 64)
+        t, _ = draw_times(256, args.t_power)
+        noised = interpolant.interpolate(x, n, t, *schedules(args), mask=1, pad=2)
+        present = float(noised.n.sum() / n.sum())
+        masked = float((noised.y == 1).any(2).sum() / n.sum())
+    total, blocks = net.count()
+    attention = 2 * net.config.n_layer * net.config.n_embd * present * args.block_size / 2
+    flops = 6 * tokens * (present * (blocks + attention) + masked * net.head.weight.numel())
+    return f" | mfu {100 * flops / seconds / peaks[0]:.0f}%"
+
+
+# -----------------------------------------------------------------------------
+# the loop
+
+class Window:
+    """Sums since the last progress line: nats to unmask and to insert, and how many tokens"""
+
+    def __init__(self, device, sums=None, tokens=0):
+        self.sums = torch.zeros(2, device=device)
+        if sums is not None:
+            self.sums += sums.to(device)
+        self.tokens = tokens
+
+    def total(self, world):
+        """The sums over all processes, on the CPU"""
+        sums = self.sums.cpu().clone()
+        if world > 1:
+            dist.all_reduce(sums)
+        return sums
+
+
+def agreed(asked, world):
+    """Was any process asked to stop? All of them have to leave at the same step."""
+    answer = torch.tensor(float(asked))
+    if world > 1:
+        dist.all_reduce(answer)
+    return bool(answer)
+
+
+def step_optimizers(net, optimizers, lr, clip):
+    """Clip the gradient and, if it is finite, take a step. -> its norm"""
+    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), clip or math.inf)
+    if isinstance(net, FSDPModule):
+        norm = norm.full_tensor()
+    norm = float(norm)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        if math.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def evaluate(net, ema, dataset, args, pieces, rank, world, autocast, step):
+    """Validate, and draw samples, with the averaged weights. -> the loss, and lines to print"""
+    net.eval()
+    swap(net, ema)
+    with autocast:
+        unmask, insert = validate(net, dataset.val, net.code, args, pieces, rank, world)
+    lines = [f"step {step}/{args.max_iters} | val {unmask + insert:.3f} "
+             f"(unmask {unmask:.3f} insert {insert:.3f})"]
+    if not math.isfinite(unmask + insert):
+        raise Fail(f"the validation loss of step {step} is not finite: lower --learning_rate")
+    if args.sample_steps:
+        asked = checkpoint.Loaded(net, vars(args), dataset.tokenizer, step)
+        texts = asked.generate(3, steps=args.sample_steps, seed=step)
+        lines += ["    " + repr(text)[1:-1] for text in texts]
+    swap(net, ema)
+    net.train()
+    return unmask + insert, lines
 
 
 def train(argv=None):
+    # 1. flags, processes, the folder
     args = parse(Args, __doc__, argv)
-    device = model.pick_device(args.device)
-    resume = args.init_from == "resume"
-    content = None
+    args.device = pick_device(args.device)
+    content, resume = None, args.init_from == "resume"
     if resume:
-        content = newest_good(args.out_dir, lambda w: print(w, file=sys.stderr))
-        args = resumed(args, content)
-    check(args)
-    team = Team(device)
-    device = team.device
-    if team.rank == 0:
-        held = lock(args.out_dir)
-        if not resume and checkpoints(args.out_dir) and not args.overwrite:
-            raise Fail(f"{args.out_dir} holds a run: go on with --init_from resume, start again with --overwrite, or name another --out_dir")
+        content = checkpoint.newest_good(args.out_dir, say)
+        resumed(args, content)
+    settle(args)
+    rank, world = start_processes(args)
+    print_once = say if rank == 0 else (lambda line: None)
+    held = claim(args) if rank == 0 else None       # noqa: F841 (kept until the process ends)
 
-    # 1. Data, model, optimizer.
-    if team.many and team.rank:
-        dist.barrier()                                                 # the first process prepares the data
-    dataset = open_data(args)
-    if team.many and not team.rank:
-        dist.barrier()
-    tokenizer = dataset.tokenizer
+    # 2. data, network, optimizers
+    dataset = data.load(args.dataset, data_dir=args.data_dir, block_size=args.block_size,
+                        tokenizer=args.tokenizer, split=args.split, field=args.field,
+                        packing=args.packing)
+    pieces = pieces_for(args, world)
     torch.manual_seed(args.seed)
+    net = build(args, dataset.tokenizer, content).to(args.device)
+    net.checkpointing = args.checkpointing
     if not resume and args.init_from != "scratch" and not llada.is_folder(args.init_from):
-        content = model.read(args.init_from)
-    net, averaged = (build(args, tokenizer, content if resume else None) for _ in range(2))
-    if not resume and content is not None:
-        adopt(net, content, args.init_from)
-    if net.config.V != tokenizer.vocab_size:
-        raise Fail(f"--tokenizer {tokenizer.name} has another vocabulary ({tokenizer.vocab_size:,}) than the model that is started from ({net.config.V:,}): leave it out")
-    base = net.base                                                    # a pretrained model whose weights stand still, or None
-    if not args.fsdp:
-        net.to(device)                                                 # shard() moves a block at a time
-    averaged.load_state_dict(net.state_dict(), assign=True)            # what stands still is shared,
-    averaged.eval().requires_grad_(False)
-    trained = list(net.trained())
-    averaged.load_state_dict({k: p.detach().clone() for k, p in net.trained().items()}, strict=False, assign=True)     # what is trained is copied
-    code = net.code
-    net.checkpoint = args.checkpointing
-    net.defer = 8192 if device.startswith("cuda") and code.V > 4096 else 0
+        start_weights(net, args.init_from)
     if args.fsdp:
-        net, averaged = shard(net), shard(averaged, reshard_after_forward=True)         # no backward pass lets go of its weights
-    weights = averaged.state_dict()
-    ema = {k: weights[k] for k in trained}                             # update_ema changes them in place
+        for block in net.blocks:
+            fully_shard(block)
+        fully_shard(net)
+    ema = {name: p.detach().clone() for name, p in net.named_parameters() if p.requires_grad}
     optimizers = optimizers_for(net, args)
-    step = 0
+    step, seconds_before, window = 0, 0.0, Window(args.device)
     if resume:
-        for optimizer, state in zip(optimizers, content["optimizer"], strict=True):
-            if args.fsdp:
-                group = [p for g in optimizer.param_groups for p in g["params"]]
-                state["state"] = {i: {k: shared_out(v, group[i]) if v.ndim else v for k, v in of.items()} for i, of in state["state"].items()}
-            optimizer.load_state_dict(state)
-        with torch.no_grad():                                          # copied: other memory alignment would be other last bits
-            for kept, weights in ((content["model"], net.state_dict()), (content["ema"], ema)):
-                for k, v in kept.items():
-                    local(weights[k]).copy_(local(shared_out(v, weights[k])))
-        step = content["step"]
-        if content["fingerprint"] != dataset.train.fingerprint:
-            raise Fail(f"the training data differs from that of the run being resumed: restore {args.data_dir}, or start another --out_dir")
-    if args.compile if args.compile is not None else device.startswith("cuda") and not args.fsdp:
-        net.trunk = torch.compile(net._trunk, dynamic=True)
-    parallel = torch.nn.parallel.DistributedDataParallel(net) if team.many and not args.fsdp else net
-    bf16 = args.dtype == "bfloat16" or (args.dtype == "auto" and device.startswith("cuda"))
-    cast = lambda: torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16)
+        restore(net, ema, optimizers, content, dataset)
+        step, seconds_before = content["step"], content["seconds"]
+        if rank == 0:
+            window = Window(args.device, content["window"])
+        window.tokens = content["window_tokens"]
+    if args.compile and not args.fsdp:
+        net.trunk = torch.compile(net.trunk, dynamic=True)
+    model = DDP(net) if world > 1 and not args.fsdp else net
+    autocast = nullcontext()
+    if args.dtype == "bfloat16":
+        autocast = torch.autocast(args.device.split(":")[0], torch.bfloat16)
 
-    # 2. What a run needs beside the loop.
+    # 3. what a run keeps
+    run_flags = {f.name: getattr(args, f.name) for f in fields(Args)}
+    log = Log(os.path.join(args.out_dir, "log.csv"), step) if rank == 0 else None
     stop = Stop()
-    log = Log(os.path.join(args.out_dir, "log.csv"), step) if team.rank == 0 else None
-    run = {f.name: getattr(args, f.name) for f in fields(Args)}
-    last_saved, evaluated = (step, content["evaluated"]) if resume else (None, 0)
-    total, blocks = net.count()
-    team.say(f"{args.method} on {args.dataset}: {len(dataset.train):,} documents, {dataset.train.tokens:,} tokens | {total / 1e6:.2f}M parameters "
-             f"({blocks / 1e6:.2f}M in blocks) | {device}, {'bfloat16' if bf16 else 'float32'}, torch {torch.__version__}, "
-             f"{team.world} process{'es' * (team.world > 1)} | {args.out_dir}/")
-
-    if args.ell == 1 and "prime_loss" in args.named and not resume:
-        team.say("--prime_loss changes nothing: there is one digit per token")
+    print_once(f"{args.method} on {args.dataset}: {len(dataset.train):,} documents, "
+               f"{dataset.train.tokens:,} tokens | {net.count()[0] / 1e6:.2f}M parameters | "
+               f"{args.device} x {world}, {args.dtype}, torch {torch.__version__} | "
+               f"{args.out_dir}/")
+    start, began = step, time.time()
+    clock, clock_step = began, step
 
     def save():
-        nonlocal last_saved
-        both = team.sum(window.cpu().clone()).tolist()
-        weights = net.state_dict()
-        tensors = put_together({"model": {k: weights[k] for k in trained}, "ema": ema, "optimizer": [o.state_dict() for o in optimizers]})
-        if team.rank == 0:
-            save_checkpoint(args.out_dir, step, last_saved, args.keep, **tensors, base=base, lora=args.lora, config=asdict(net.config), run=run,
-                            tokenizer=tokenizer.spec(), fingerprint=dataset.train.fingerprint, permutation=code.permutation,
-                            evaluated=evaluated, window=[*both, window_tokens, window_steps])
-            last_saved = step
+        sums = window.total(world)
+        state = run_state(net, ema, optimizers)
+        if rank == 0:
+            seconds = seconds_before + time.time() - began
+            checkpoint.save(args.out_dir, args.keep, step=step, **state, config=asdict(net.config),
+                            args=run_flags, tokenizer=dataset.tokenizer.spec(),
+                            permutation=net.code.permutation, base=net.base, lora=args.lora,
+                            fingerprint=dataset.train.fingerprint, window=sums,
+                            window_tokens=window.tokens, seconds=seconds)
             log.write()
-            draw_curve(os.path.join(args.out_dir, "loss.png"), log.rows)
+            curve.draw(os.path.join(args.out_dir, "loss.png"), log.rows)
 
-    def averaged_predict(*inputs):
-        with torch.no_grad(), cast():
-            return averaged(*inputs)
-
-    prefetch = ThreadPoolExecutor(1) if device.startswith("cuda") else None        # the next batch is drawn while the GPU works
-    draw = lambda step: make_batch(step, dataset.train, code, args, tokenizer.eot)
-    ahead = None
-    window, window_tokens, window_steps = torch.zeros(2, device=device), 0, 0      # since the last progress line
-    if resume:
-        window_tokens, window_steps = content["window"][2:]
-        window += torch.tensor(content["window"][:2], device=device) * (team.rank == 0)
-    bad, norms, since = 0, [], 0
-    began = clock = time.perf_counter()
-    start, content = step, None
-
-    # 3. The loop.
+    # 4. steps
+    bad, batch = 0, make_batch(step, dataset.train, net.code, args)
     while True:
-        batch = None
-        if step < args.max_iters:
-            batch = (ahead.result() if ahead else draw(step))
-        if (step % args.eval_interval == 0 or step == args.max_iters) and step > evaluated:
-            evaluated = step
-            val = validate(averaged_predict, dataset.val, code, args, tokenizer.eot, team)
-            team.say(f"step {step}/{args.max_iters} | val {val[0]:.3f} (unmask {val[1]:.3f} insert {val[2]:.3f})")
-            if team.rank == 0:
-                log.add(step=step, val=val[0])
-            if args.sample_steps and (team.rank == 0 or args.fsdp):
-                for line in show_samples(averaged_predict, code, args, tokenizer, seed=step):
-                    team.say("    " + repr(line)[1:-1])
+        last = step == args.max_iters
+        if step > start and (last or step % args.eval_interval == 0):
+            val, lines = evaluate(net, ema, dataset, args, pieces, rank, world, autocast, step)
+            print_once("\n".join(lines))
+            if rank == 0:
+                log.add(step=step, val=val)
             save()
-            clock, since = time.perf_counter(), 0
-        if step >= args.max_iters:
+            clock, clock_step = time.time(), step
+        if last:
             break
-        if prefetch:
-            ahead = prefetch.submit(draw, step + 1) if step + 1 < args.max_iters else None
 
-        lr = learning_rate(step, args)
+        # gradients, in pieces
         if args.dropout:
-            (torch.cuda.manual_seed if prefetch else torch.manual_seed)((args.seed * 1_000_003 + step) * 4099 + 1 + team.rank)
-        pieces = share(len(batch.x1), team.rank, team.world, args.gradient_accumulation_steps)
-        for i, rows in enumerate(pieces):
-            if args.fsdp:
-                net.set_requires_gradient_sync(i + 1 == len(pieces))
-            with parallel.no_sync() if parallel is not net and i + 1 < len(pieces) else contextlib.nullcontext():
-                try:
-                    with cast():
-                        unmask, insert = losses(parallel, code, batch, rows, args)
-                    # DDP averages gradients over processes, so each scales its sum by their number.
-                    ((unmask.sum() + insert.sum()) * (team.world / batch.tokens)).backward()
-                except torch.OutOfMemoryError:
-                    raise Fail(f"out of memory at step {step}: raise --gradient_accumulation_steps to {2 * args.gradient_accumulation_steps} "
-                               "(the global batch stays the same), or use --checkpointing") from None
-            window += torch.stack([unmask.detach().sum(), insert.detach().sum()])
-        norm = apply_gradients(net, optimizers, lr, args.grad_clip)
-        update_ema(ema, net, step, args.ema)
-        step += 1
+            torch.manual_seed((args.seed * 1_000_003 + step) * 4099 + 1 + rank)
+        B = len(batch.x1)
+        mine = torch.arange(rank * B // world, (rank + 1) * B // world).tensor_split(pieces)
+        for i, rows in enumerate(mine):
+            model.require_backward_grad_sync = i + 1 == pieces      # DDP: after the last piece only
+            with autocast:
+                unmask, insert = losses(model, net.code, batch, rows, args)
+            loss = (unmask.sum() + insert.sum()) / batch.tokens
+            (loss * world).backward()                               # DDP averages over processes
+            window.sums += torch.stack([unmask.detach().sum(), insert.detach().sum()])
+        tokens, batch = batch.tokens, make_batch(step + 1, dataset.train, net.code, args)
 
-        # 4. Has the step before this one been sound? (Looked at one step late, so that a GPU never waits for this process.)
-        norms.append((step - 1, norm))
-        for at, value in norms[:-1] if device.startswith("cuda") and step < args.max_iters else norms:
-            bad = 0 if math.isfinite(value) else bad + 1
-            if bad > args.skip_bad_steps:
-                where = f"the last good checkpoint is {args.out_dir}/ckpt.pt, step {last_saved}" if last_saved is not None else "nothing was saved yet"
-                raise Fail(f"the gradient of step {at} is not finite (documents {data.order(args.seed, at, args.batch_size, len(dataset.train))[:4]}...); "
-                           f"the weights were left as they are; {where}: lower --learning_rate, or allow --skip_bad_steps")
-            if bad:
-                team.say(f"warning: the gradient of step {at} is not finite; the step was left out")
-        norms = norms[-1:] if device.startswith("cuda") else []
+        # one step of the optimizers, and of the averages
+        lr = learning_rate(step, args)
+        norm = step_optimizers(net, optimizers, lr, args.grad_clip)
+        bad = 0 if math.isfinite(norm) else bad + 1
+        if bad > args.skip_bad_steps:
+            raise Fail(f"the gradient of step {step} is not finite; the weights were left as they "
+                       "are: go on from the last checkpoint with a lower --learning_rate")
+        update_ema(net, ema, step, args.ema)
+        step, window.tokens = step + 1, window.tokens + tokens
 
-        # 5. Progress.
-        window_tokens, window_steps, since = window_tokens + batch.tokens, window_steps + 1, since + 1
+        # progress
         if step % args.log_interval == 0 or step == args.max_iters:
-            unmask, insert = (team.sum(window.cpu()) / window_tokens).tolist()
-            now = time.perf_counter()
-            seconds, tokens = (now - clock) / since, window_tokens / window_steps
+            unmask, insert = (window.total(world) / window.tokens).tolist()
+            now = time.time()
+            seconds = (now - clock) / (step - clock_step)
             left = (args.max_iters - step) * (now - began) / (step - start)
-            if team.rank == 0:
-                log.add(step=step, loss=unmask + insert, unmask=unmask, insert=insert, lr=lr, gnorm=float(norm), tokens=window_tokens)
-            team.say(f"step {step}/{args.max_iters} | loss {unmask + insert:.3f} (unmask {unmask:.2f} insert {insert:.2f}) | lr {lr:.1e} | "
-                     f"gnorm {norm:.2f} | {1000 * seconds:.0f} ms | {tokens / seconds / 1000:.1f}k tok/s{mfu(net, args, tokens, seconds, team)} | "
-                     f"eta {int(left) // 60}m{int(left) % 60:02d}s")
-            window, window_tokens, window_steps, since, clock = torch.zeros_like(window), 0, 0, 0, now
-            trim()
+            print_once(f"step {step}/{args.max_iters} | loss {unmask + insert:.3f} (unmask "
+                       f"{unmask:.2f} insert {insert:.2f}) | lr {lr:.1e} | gnorm {norm:.2f} | "
+                       f"{1000 * seconds:.0f} ms | {tokens / seconds / 1000:.1f}k tok/s"
+                       f"{mfu_text(net, args, tokens / world, seconds)} | "
+                       f"eta {int(left) // 60}m{int(left) % 60:02d}s")
+            if rank == 0:
+                log.add(step=step, loss=unmask + insert, unmask=unmask, insert=insert, lr=lr,
+                        gnorm=norm, tokens=window.tokens,
+                        seconds=f"{seconds_before + now - began:.0f}")
+            window, clock, clock_step = Window(args.device), now, step
 
-        # 6. Asked to stop?
-        if team.sum(torch.tensor(stop.asked)) > 0:
+        # asked to stop?
+        if agreed(stop.asked, world):
             save()
-            team.say(f"stopped after step {step}; go on with: {resume_command(args, team)}")
+            print_once(f"stopped after step {step}: go on with --init_from resume "
+                       f"--out_dir {args.out_dir}")
             break
 
-    team.say(f"done: {args.out_dir}/ckpt.pt, log.csv, loss.png in {time.perf_counter() - began:.0f} s" if step >= args.max_iters else "")
-    if team.many:
-        del parallel                                                   # its reducer must not outlive the process group
-        dist.barrier()
+    print_once(f"{args.out_dir}/: ckpt.pt, log.csv, loss.png after {time.time() - began:.0f} s")
+    if world > 1:
+        del model                                   # its reducer must not outlive the processes
         dist.destroy_process_group()
-
-
-def resume_command(args, team):
-    start = f"torchrun --nproc_per_node={team.world} " if team.many else "python "
-    return f"{start}train.py --init_from resume --out_dir {args.out_dir}"
-
-
-def mfu(net, args, tokens, seconds, team):
-    """' | mfu 41%' on a GPU whose peak is known: 6 FLOPs per weight and present slot in the blocks (half of a document's tokens exist on
-    average where tokens are inserted), 6 per weight of the projection and masked slot (a half or a quarter), over the peak."""
-    if not team.device.startswith("cuda"):
-        return ""
-    peak = next((p for name, p in PEAK.items() if name in torch.cuda.get_device_name()), None)
-    if peak is None:
-        return ""
-    present, masked = (1.0, 1.0) if args.method == "ar" else (0.5, 0.25) if net.gap is not None else (1.0, 1 - 1 / (args.ell + 1))
-    flops = 6 * tokens * (present * net.count()[1] + masked * net.head.weight.numel())
-    return f" | mfu {100 * flops / seconds / team.world / peak:.0f}%"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Every test: the repository's root on the path, a fixed seed, and one thread, because the tensors are tiny (on a busy machine, two
-threads wait for each other most of the time: 35 times slower, measured)."""
+"""Every test: the repository's root on the path, a fixed seed, and one thread. The tensors are
+tiny: on a busy machine two threads wait for each other most of the time (35 times slower,
+measured)."""
 import os
 import signal
 import sys

@@ -1,0 +1,291 @@
+"""Checkpoints: one dict, written beside the old one and renamed, with a checksum; and what it takes
+to ask a model something:
+
+    loaded = checkpoint.load("out")                     # a run's folder, a checkpoint, a LLaDA
+    folder loaded.generate(num_samples=4)
+    loaded.generate(prompt="import ")
+    loaded.generate(infill="for [..] in range([..]): pass")
+
+The newest is ckpt.pt, older ones are ckpt-STEP.pt. The file is torch's own zip; the SHA-256 of all
+bytes before it is the zip's comment.
+"""
+import hashlib
+import os
+import re
+import struct
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+import data
+import interpolant
+import sampler
+from common import Fail, atomic_open
+from model import Config, Transformer
+from retrofit import llada
+
+FORMAT = 2              # raised when an older reader could make no sense of a newer file
+
+
+# -----------------------------------------------------------------------------
+# files
+
+def digest(f, size):
+    """SHA-256 of the first `size` bytes of an open file, in hex"""
+    sha = hashlib.sha256()
+    while size > 0 and (block := f.read(min(size, 1 << 24))):
+        sha.update(block)
+        size -= len(block)
+    return sha.hexdigest().encode()
+
+
+def save(out_dir, keep=2, **content):
+    """Write out_dir/ckpt.pt. The last one becomes ckpt-STEP.pt, and all but the newest `keep` are
+    removed. Whatever happens, the last good one is still there."""
+    path = Path(out_dir, "ckpt.pt")
+    if path.exists() and keep > 1:
+        last = step_of(path)
+        if last is not None and last != content["step"]:
+            older = path.with_name(f"ckpt-{last:08d}.pt")
+            older.unlink(missing_ok=True)
+            os.link(path, older)
+    with atomic_open(path, "w+b") as f:
+        try:
+            torch.save({"format": FORMAT, **content}, f)
+        except RuntimeError as e:                       # torch's way to say that the disk is full
+            raise OSError(28, str(e).splitlines()[0], str(path)) from None
+        size = f.seek(0, os.SEEK_END) - 2               # a zip ends with the length of its comment
+        f.seek(0)
+        comment = digest(f, size)
+        f.seek(size)
+        f.write(struct.pack("<H", len(comment)) + comment)
+    for old in found(out_dir)[keep:]:
+        old.unlink()
+
+
+def step_of(path):
+    """The step of a checkpoint that this project wrote; None if it cannot be read"""
+    try:
+        return torch.load(path, map_location="meta", weights_only=True, mmap=True)["step"]
+    except Exception:                                   # damaged: it is about to be replaced
+        return None
+
+
+def found(out_dir):
+    """All checkpoints in a folder, newest first"""
+    paths = sorted(Path(out_dir).glob("ckpt-*.pt"), reverse=True)
+    if Path(out_dir, "ckpt.pt").exists():
+        paths.insert(0, Path(out_dir, "ckpt.pt"))
+    return paths
+
+
+def read(path):
+    """A checkpoint's dict, verified. Code in a file is never run (weights_only). Raises Fail."""
+    path = Path(path)
+    if not path.is_file():
+        raise Fail(f"there is no checkpoint {path}: train one with python train.py")
+    with open(path, "rb") as f:
+        size = f.seek(0, os.SEEK_END)
+        f.seek(0)
+        comment = digest(f, size - 66)
+        if f.read() != struct.pack("<H", 64) + comment:
+            raise Fail(f"{path} is damaged (its checksum differs), or no checkpoint of this "
+                       f"project: use an older one ({path.parent}/ckpt-*.pt)")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:                              # torch raises many kinds
+        reason = str(e).splitlines()[0]
+        raise Fail(f"{path} cannot be read, and code in it is never run ({reason})") from None
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise Fail(f"{path} is not a checkpoint of this project")
+    if content["format"] != FORMAT:
+        raise Fail(f"{path} has format {content['format']}, this version reads {FORMAT}: use the "
+                   "version of the code that wrote it")
+    return content
+
+
+def newest_good(out_dir, warn):
+    """The newest checkpoint in a folder that can be read"""
+    fault = f"there is no checkpoint in {out_dir}: train without --init_from first"
+    for path in found(out_dir):
+        try:
+            content = read(path)
+        except Fail as e:
+            fault = str(e)
+            warn(f"warning: {fault}")
+            continue
+        warn(f"going on from {path}, step {content['step']}")
+        return content
+    raise Fail(fault)
+
+
+# -----------------------------------------------------------------------------
+# networks
+
+def build(content):
+    """The network that a checkpoint's dict describes, without its weights"""
+    config = content["config"]
+    if content.get("base"):                             # adapters of a pretrained model
+        schedule, size = config["insertion"], config["block_size"]
+        return llada.retrofit(content["base"], schedule, size, content["lora"])
+    unknown = set(config) - {f.name for f in fields(Config)}
+    if unknown:
+        raise Fail(f"the checkpoint has options that are not known here: {', '.join(unknown)}")
+    check_sizes(config, content["model"])
+    return Transformer(Config(**config), content.get("permutation"))
+
+
+def check_sizes(config, weights):
+    """Before anything is built: a description must not ask for more than the file holds."""
+    blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+    head = tuple(weights["head.weight"].shape)
+    if len(blocks) != config["n_layer"] or head != (config["V"], config["n_embd"]):
+        raise ValueError("its sizes are not those of its weights")
+
+
+def set_weights(net, weights):
+    """Load weights into a network; adapters need not name what is frozen."""
+    trained = {name for name, p in net.named_parameters() if p.requires_grad}
+    if set(weights) != trained:
+        odd = sorted(set(weights) ^ trained)[0]
+        raise ValueError(f"{odd} is missing, or has no place")
+    if not all(w.isfinite().all() for w in weights.values()):
+        raise ValueError("its weights are not finite numbers")
+    net.load_state_dict(weights, strict=False)
+
+
+def load(path, device="cpu", ema=True):
+    """A run's folder, a checkpoint, an exported folder or a LLaDA folder -> Loaded, with the
+    averaged weights (ema=False: the last ones)."""
+    path = Path(path)
+    if llada.is_folder(path):
+        return from_llada(path, device)
+    if path.is_dir() or not path.suffix:
+        path = path / "ckpt.pt"
+    content = read(path)
+    try:
+        net = build(content)
+        set_weights(net, content["ema"] if ema else content["model"])
+        tokenizer = data.tokenizer_from(content["tokenizer"])
+        net = net.to(device).eval().requires_grad_(False)
+        return Loaded(net, content["args"], tokenizer, content["step"])
+    except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as e:
+        reason = str(e).splitlines()[0]
+        raise Fail(f"{path} does not fit its own description ({reason})") from None
+
+
+def from_llada(folder, device):
+    """A pretrained model as it is: LLaDA itself, or a folder that retrofit/export.py wrote"""
+    net, description = llada.load(folder, device), llada.described(folder)
+    method = "mdm" if net.gap is None else "flexmdm"
+    args = dict(method=method, insertion=net.config.insertion, unmasking="linear", dataset="",
+                split="paragraph", field="text", packing="documents")
+    tokenizer = data.tokenizer_from(description.get("tokenizer") or str(folder))
+    net = net.eval().requires_grad_(False)
+    return Loaded(net, description.get("args") or args, tokenizer, 0)
+
+
+HOLE = re.compile(r"\[\.\.(\d*)\]")
+
+
+def parse_pattern(pattern, encode):
+    """'a[..]b[..3]' -> the given ids around the holes, and each hole's size (None: unknown)"""
+    holes = list(HOLE.finditer(pattern))
+    if not holes:
+        raise Fail(f"--infill {pattern!r} has no hole: mark each place to fill with [..], "
+                   "as in 'for [..] in range([..]): pass'")
+    ends = [0] + [m.end() for m in holes]
+    starts = [m.start() for m in holes] + [len(pattern)]
+    parts = [encode(pattern[a:z]) for a, z in zip(ends, starts)]
+    return parts, [int(m[1][:9]) if m[1] else None for m in holes]
+
+
+class Loaded:
+    """A model ready to be asked. .net .predict .code .config .tokenizer .step, and .args: the flags
+    that it was trained with, a dict."""
+
+    def __init__(self, net, args, tokenizer, step):
+        self.net = net
+        self.code, self.config = net.code, net.config
+        self.args, self.tokenizer, self.step = args, tokenizer, step
+
+    @property
+    def fixed(self):
+        """no insertion"""
+        return self.config.insertion == "instant"
+
+    @torch.no_grad()
+    def predict(self, y, n, t, at, given=None):
+        weight = self.net.head.weight
+        half = weight.is_cuda and weight.dtype == torch.float32
+        with torch.autocast(weight.device.type, torch.bfloat16, enabled=half):
+            return self.net(y, n, t, at, given)
+
+    def generate(self, num_samples=1, prompt="", infill="", steps=128, order="random",
+                 temperature=1.0, sampler="parallel", window=0, insertion="", unmasking="",
+                 seed=None, batch_size=64):
+        """num_samples texts: free, continuing `prompt`, or filling the holes [..] of `infill`.
+        insertion,
+        unmasking: other schedules than in training. seed: makes them the same again, on a CPU."""
+        if seed is not None:
+            torch.manual_seed(seed)
+        settings = dict(steps=steps, order=order, temperature=temperature, sampler=sampler,
+                        window=window, insertion=insertion, unmasking=unmasking)
+        start, texts = self.start(prompt, infill), []
+        while len(texts) < num_samples:
+            B = min(batch_size, num_samples - len(texts))
+            x, n = self.documents(B, start, **settings)
+            texts += self.texts(x, n, holes=bool(infill))
+        return texts
+
+    def start(self, prompt="", infill=""):
+        """What generation begins with: None, or the state of one row (sampler.start_from)"""
+        if prompt and infill:
+            raise Fail("--prompt and --infill are two things: give one (a prompt is 'text[..]')")
+        if infill and self.config.causal:
+            raise Fail("an autoregressive model cannot fill holes: give it a --prompt")
+        common = (self.code, self.config.block_size, self.fixed, self.tokenizer.eot)
+        if infill:
+            return sampler.start_from(*parse_pattern(infill, self.tokenizer.encode), *common)
+        if prompt:
+            return sampler.start_from([self.tokenizer.encode(prompt)], [], *common, end_open=True)
+        return None
+
+    def documents(self, B, start=None, steps=128, insertion="", unmasking="", **settings):
+        """B documents as ids: x (B, block_size), n (B,). start: of one row, for all of them."""
+        block_size = self.config.block_size
+        trained = interpolant.schedule(self.config.insertion)
+        try:
+            used = interpolant.schedule(insertion or self.config.insertion)
+            unmask = interpolant.schedule(unmasking or self.args["unmasking"])
+        except ValueError as e:
+            raise Fail(str(e)) from None
+        if (used.name == "instant") != self.fixed:
+            raise Fail(f"--insertion {insertion} does not go with a {trained.name} model")
+        if start is not None:
+            start = [x.expand(B, *x.shape[1:]) for x in start]
+        if self.config.causal:
+            prompt = None
+            if start is not None:
+                clean = int((start[0][0] != self.code.mask).all(1).sum())
+                prompt = self.code.decode(start[0][:, :clean])
+            return sampler.generate_left_to_right(self.predict, self.code, B, block_size,
+                                                  self.tokenizer.eot, settings["temperature"],
+                                                  prompt)
+        predict = self.predict
+        if used.name != trained.name:
+            predict = sampler.retimed(predict, trained, used)
+        return sampler.generate(predict, self.code, B, block_size, steps, used, unmask, start=start,
+                                **settings)
+
+    def texts(self, x, n, holes=False):
+        """Ids and lengths -> strings. A fixed canvas ends a document with its first end token;
+        where holes were filled, text follows, and end tokens are left out."""
+        texts, eot = [], self.tokenizer.eot
+        for row, length in zip(x.tolist(), n.tolist()):
+            row = row[:length]
+            if eot in row and not holes:
+                row = row[:row.index(eot)]
+            texts.append(self.tokenizer.decode([v for v in row if v != eot]))
+        return texts

@@ -1,0 +1,36 @@
+"""functions: whole functions of your own Python's standard library, at most 1024 characters each.
+
+    python data/functions/prepare.py        # some seconds; train.py does it where it is missing
+"""
+import ast
+import os
+import sys
+import textwrap
+
+sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
+import data                                                             # noqa: E402
+from common import main                                                 # noqa: E402
+from data.python.prepare import harvest, library, statements            # noqa: E402
+
+TOKENIZER, BLOCK_SIZE = "bpe", 1024
+MOST = 1024                     # bytes
+
+
+def functions(root=""):
+    """-> set of functions and methods with their decorators, dedented, of 16 to MOST bytes"""
+    found = set()
+    for source, tree in library(root):
+        for s in statements(tree):
+            if isinstance(s, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                first = min([s.lineno] + [d.lineno for d in s.decorator_list])
+                lines = b"\n".join(source[first - 1:s.end_lineno]).decode()
+                found.add(textwrap.dedent(lines).rstrip())
+    return {text for text in found if 16 <= len(text.encode()) <= MOST}
+
+
+def prepare(folder, tokenizer):
+    harvest("functions", functions, folder, tokenizer)
+
+
+if __name__ == "__main__":
+    main(lambda: data.by_hand("functions", __doc__))

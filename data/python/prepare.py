@@ -1,0 +1,107 @@
+"""python: the one-line statements of your own Python's standard library, at most 64 characters each.
+
+    python data/python/prepare.py           # some seconds; train.py does it where it is missing
+
+Simple statements as they stand, headers (if, for, def, class, ...) closed with ` pass`:
+
+    for name in sorted(names): pass
+    return self._cache.get(key)
+"""
+import ast
+import contextlib
+import os
+import re
+import sys
+import sysconfig
+import tokenize
+import warnings
+
+sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
+import data                             # noqa: E402
+from common import Fail, main, say      # noqa: E402
+from data.writing import text_hash      # noqa: E402
+
+TOKENIZER, BLOCK_SIZE = "bpe", 64
+MOST = 64                       # bytes
+HEADERS = (ast.For, ast.AsyncFor, ast.While, ast.If, ast.With, ast.AsyncWith, ast.FunctionDef,
+           ast.AsyncFunctionDef, ast.ClassDef)
+NOT_READ = ("test", "tests", "idle_test", "site-packages", "dist-packages")
+
+
+def library(root=""):
+    """The standard library less its tests: (lines as utf-8, syntax tree) of every file that parses"""
+    for folder, folders, files in os.walk(root or sysconfig.get_path("stdlib")):
+        folders[:] = [f for f in folders if f not in NOT_READ]
+        for name in files:
+            if not name.endswith(".py"):
+                continue
+            with contextlib.suppress(OSError, SyntaxError, ValueError, RecursionError):
+                with tokenize.open(os.path.join(folder, name)) as f:
+                    text = f.read()
+                yield text.encode().split(b"\n"), ast.parse(text)
+
+
+def statements(tree):
+    """All statements below `tree`. (ast.walk would also visit every expression.)"""
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for child in getattr(tree, name, ()):
+            if isinstance(child, ast.stmt):
+                yield child
+            yield from statements(child)
+
+
+def parses(text):
+    try:
+        return bool(ast.parse(text).body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+
+
+def headers(line, s):
+    """A statement that begins a block -> what its header may be: any # may begin its comment"""
+    end = s.body[0].col_offset if s.body[0].lineno == s.lineno else None
+    header = line[s.col_offset:end]
+    for cut in [m.start() for m in re.finditer(b"#", header)] + [len(header)]:
+        text = header[:cut].rstrip()
+        if text.endswith(b":"):
+            yield text + b" pass"
+
+
+def is_docstring(s):
+    return isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) and isinstance(s.value.value, str)
+
+
+def one_liners(root=""):
+    """-> set of statements of 4 to MOST bytes. (`elif x: pass` does not parse, and goes.)"""
+    found = set()
+    for source, tree in library(root):
+        for s in statements(tree):
+            line = source[s.lineno - 1]
+            if isinstance(s, HEADERS):
+                found.update(headers(line, s))
+            elif not hasattr(s, "body") and not hasattr(s, "cases") and s.lineno == s.end_lineno:
+                if not is_docstring(s):
+                    found.add(line[s.col_offset:s.end_col_offset])
+    return {text.decode() for text in found if 4 <= len(text) <= MOST}
+
+
+def harvest(name, find, folder, tokenizer):
+    """Make a set of what find() finds in the library."""
+    say(f"preparing {folder} from the standard library, some seconds")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                         # the library's own SyntaxWarnings
+        texts = [text for text in find() if parses(text)]
+    if not texts:
+        raise Fail("this Python has no sources of its standard library: use --dataset brackets, or a text")
+    texts.sort(key=lambda text: (text_hash(text), text))        # the first ones are a fair sample
+    train, val = data.split(texts, 0.05)
+    made = {"name": name, "python": sys.version.split()[0]}
+    data.write_texts(folder, train, val, tokenizer, made)
+
+
+def prepare(folder, tokenizer):
+    harvest("python", one_liners, folder, tokenizer)
+
+
+if __name__ == "__main__":
+    main(lambda: data.by_hand("python", __doc__))

@@ -1,0 +1,159 @@
+"""Tokenizers: text <-> ids. A tokenizer is known by its name, or by the plain dict that its spec() returns:
+
+    bytes           utf-8 bytes, V = 256; NUL ends a text, and is dropped from texts
+    bpe, bpe-2048   byte-level BPE, trained on the data set (bpe.py); V = 1024, or as named
+    gpt2            tiktoken's GPT-2, V = 50257
+    numbers-V       ids that stand for themselves, such as the cells of a maze; the last one ends a document
+    FOLDER          that of a pretrained model, with its tokenizer.json and config.json
+"""
+import functools
+import hashlib
+import os
+import re
+
+import tiktoken
+
+from common import Fail
+from data.bpe import PATTERN, train
+from retrofit import tokenizer as hub
+
+
+class Tokenizer:
+    """Text <-> ids by a tiktoken.Encoding, or what looks like one. `eot` ends a document and is in no text."""
+
+    def __init__(self, name, encoding, vocab_size, eot, tag="", ranks=()):
+        self.name, self.encoding, self.vocab_size, self.eot = name, encoding, vocab_size, eot
+        self.tag = tag or name      # names folders; for a trained or a pretrained one it holds a hash
+        self.ranks = ranks          # of a trained one: its tokens, as bytes
+
+    def encode(self, text):
+        """Ordinary text only: '<|endoftext|>' in a text is thirteen characters, no symbol."""
+        return self.encoding.encode_ordinary(text.encode("utf-8", "replace").decode())
+
+    def decode_bytes(self, ids):
+        """Never raises: ends of text and ids out of range are left out."""
+        ids = [i for i in map(int, ids) if 0 <= i < self.vocab_size and i != self.eot]
+        return self.encoding.decode_bytes(ids)
+
+    def decode(self, ids):
+        """Never raises: as above, and broken utf-8 becomes U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def spec(self):
+        """A plain dict, for checkpoints and files, of which tokenizer_from makes the same again"""
+        spec = {"name": self.name, "tag": self.tag}
+        if self.ranks:
+            spec["ranks"] = [token.hex() for token in self.ranks]
+        return spec
+
+    @functools.cached_property
+    def blank_line(self):
+        """The ids between a and b in 'a\\n\\nb'; [] where a blank line has no tokens of its own"""
+        try:
+            ids = self.encode("a\n\nb")[1:-1]
+        except Fail:
+            return []
+        return ids if self.decode(ids) == "\n\n" else []
+
+
+class Utf8:
+    """The bytes of a text; NUL, which ends a document, is dropped."""
+
+    def encode_ordinary(self, text):
+        return list(text.encode().replace(b"\0", b""))
+
+    def decode_bytes(self, ids):
+        return bytes(ids)
+
+
+class Numbers:
+    """Ids that stand for themselves, such as the cells of a maze: the text of [3, 14] is '3 14'."""
+
+    def __init__(self, end):
+        self.end = end
+
+    def encode_ordinary(self, text):
+        if not all(word.isdecimal() and int(word) < self.end for word in text.split()):
+            raise Fail(f"{text!r} must be whole numbers below {self.end} with spaces between them")
+        return [int(word) for word in text.split()]
+
+    def decode_bytes(self, ids):
+        return " ".join(map(str, ids)).encode()
+
+
+def tokenizer_from(spec):
+    """A name or a spec -> Tokenizer. Raises Fail for an unknown name, and for a BPE that is not trained yet."""
+    if isinstance(spec, Tokenizer):
+        return spec
+    spec = spec if isinstance(spec, dict) else {"name": spec}
+    name = str(spec.get("name"))
+    if "ranks" in spec:
+        return trained(name, spec["ranks"])
+    if name == "bytes":
+        return Tokenizer(name, Utf8(), 256, 0)
+    if name == "gpt2":
+        return Tokenizer(name, gpt2(), 50257, 50256)
+    if re.fullmatch(r"numbers-[1-9]\d{0,8}", name):
+        last = int(name.removeprefix("numbers-")) - 1
+        return Tokenizer(name, Numbers(last), last + 1, last)
+    if os.path.exists(os.path.join(name, "tokenizer.json")):
+        return Tokenizer(name, *hub.load(name), tag_of(name))
+    raise Fail(f"unknown tokenizer {name!r}: it is bytes, gpt2, bpe, bpe-SIZE, numbers-V, or a folder with a "
+               "tokenizer.json")
+
+
+def tokenizer_for(tokenizer, texts):
+    """The same, but 'bpe' (a vocabulary of 1024) and 'bpe-SIZE' are trained on `texts`."""
+    size = bpe_size(tokenizer)
+    if not size:
+        return tokenizer_from(tokenizer)
+    if not 257 <= size <= 2 ** 16:
+        raise Fail(f"--tokenizer {tokenizer}: the size must be between 257 and 65536")
+    ranks = train(texts, size - 1)              # one more token is the end of text
+    return trained(f"bpe-{size}", [token.hex() for token in ranks])
+
+
+def bpe_size(tokenizer):
+    """'bpe' -> 1024, 'bpe-2048' -> 2048, anything else -> 0"""
+    found = re.fullmatch(r"bpe(?:-(\d{1,9}))?", tokenizer if isinstance(tokenizer, str) else "")
+    return int(found[1] or 1024) if found else 0
+
+
+def trained(name, ranks):
+    """A byte-level BPE from its tokens, hexadecimal, by rank. The id after the last rank ends a text."""
+    try:
+        tokens = [bytes.fromhex(token) for token in ranks]
+    except (TypeError, ValueError):
+        tokens = []
+    if len(set(tokens)) < len(tokens) or not {bytes([b]) for b in range(256)} <= set(tokens):
+        raise Fail(f"the vocabulary of the tokenizer {name!r} is damaged: prepare the data again")
+    by_rank = {token: rank for rank, token in enumerate(tokens)}
+    encoding = tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=by_rank, special_tokens={})
+    tag = f"{name}-{hashlib.sha256(repr(tokens).encode()).hexdigest()[:8]}"
+    return Tokenizer(name, encoding, len(tokens) + 1, len(tokens), tag, tokens)
+
+
+@functools.cache
+def gpt2():
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception as e:      # no network, a proxy, a damaged file: requests and tiktoken raise many kinds
+        folder = os.environ.get("TIKTOKEN_CACHE_DIR") or "a folder, named in the variable TIKTOKEN_CACHE_DIR,"
+        raise Fail(f"the GPT-2 vocabulary is not here and cannot be fetched ({type(e).__name__}): get "
+                   "vocab.bpe and encoder.json from https://openaipublic.blob.core.windows.net/gpt-2/encodings"
+                   f"/main/ and put them into {folder} as 6d1cbeee0f20b3d9449abfede4726ed8212e3aee and "
+                   "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6") from None
+
+
+def tag_of(tokenizer):
+    """What names the folders of a tokenizer that may not be trained yet: bpe -> bpe-1024"""
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer.tag
+    if bpe_size(tokenizer):
+        return f"bpe-{bpe_size(tokenizer)}"
+    path = os.path.join(tokenizer, "tokenizer.json")
+    if os.path.exists(path):
+        with open(path, "rb") as f:
+            digest = hashlib.sha256(f.read()).hexdigest()[:8]
+        return f"{os.path.basename(os.path.abspath(tokenizer))}-{digest}"
+    return tokenizer_from(tokenizer).tag

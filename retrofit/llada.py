@@ -1,0 +1,380 @@
+"""LLaDA (arXiv 2502.09992), a masked diffusion model of 8 billion weights, opened without any
+framework, and its retrofit to a FlexMDM (arXiv 2509.01025, section 5), which also inserts.
+
+    net = load("LLaDA-8B-Base")                                 # LLaDA itself, in the files' dtype
+    net = retrofit("LLaDA-8B-Base", "linear", lora=128)         # .. with what training adds
+
+    LLaDA-8B-Base/config.json           what is not implemented is refused by name
+                  model-*.safetensors   the weights are the mapped files themselves
+                  tokenizer.json        tokenizer.py
+
+Training adds: a gap head, a time embedding, one scale and shift for every 8 blocks, a vector for
+given slots, and low-rank adapters on q, k, v and the vocabulary projection. What could change the
+token logits starts at zero: they are LLaDA's, for the text with its end token in the extra slot.
+Only what is new is trained and saved. The adapters of rank 128 are 117M numbers beside 8.0 billion
+that stand still: 32 blocks * 3 * 128 * (4096 + 4096) + 128 * (4096 + 126464).
+
+A checkpoint of a retrofit needs the folder again: retrofit(base, insertion, block_size, lora), all
+of them in its `config` but base, builds the network, and load_state_dict(.., strict=False) puts the
+trained parameters back. To leave the folder behind: python retrofit/export.py
+"""
+import json
+import math
+import os
+import re
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+import model
+from common import Fail, atomic_open
+from model import GapHead, ZeroLinear, angles, attend, rotate, wave
+from prime import Code
+from retrofit import safetensors
+
+GROUP = 8               # blocks that share one scale and shift
+
+
+@dataclass
+class Config:
+    V: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_kv_head: int                      # below n_head: grouped-query attention
+    n_embd: int
+    n_hidden: int                       # width of the MLP
+    rope_theta: float
+    norm_eps: float
+    insertion: str = "instant"          # LLaDA itself never inserts
+    lora: int = 0                       # rank of the adapters, 0: none
+    ell: int = 1
+    causal: bool = False
+
+
+# -----------------------------------------------------------------------------
+# the network
+
+class RMSNorm(nn.Module):
+    def __init__(self, width, eps):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+
+    def forward(self, x):
+        high = x.float()
+        high = high * torch.rsqrt(high.pow(2).mean(-1, keepdim=True) + self.eps)
+        return high.to(x.dtype) * self.weight
+
+
+class Block(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.hd = c.n_embd // c.n_head
+        self.copies = c.n_head // c.n_kv_head       # query heads per key and value head
+        self.norm1 = RMSNorm(c.n_embd, c.norm_eps)
+        self.q = nn.Linear(c.n_embd, c.n_embd, bias=False)
+        self.k = nn.Linear(c.n_embd, c.n_kv_head * self.hd, bias=False)
+        self.v = nn.Linear(c.n_embd, c.n_kv_head * self.hd, bias=False)
+        self.out = nn.Linear(c.n_embd, c.n_embd, bias=False)
+        self.norm2 = RMSNorm(c.n_embd, c.norm_eps)
+        self.gate = nn.Linear(c.n_embd, c.n_hidden, bias=False)
+        self.up = nn.Linear(c.n_embd, c.n_hidden, bias=False)
+        self.down = nn.Linear(c.n_hidden, c.n_embd, bias=False)
+
+    def attention(self, x, cos, sin, packed):
+        q, k, v = (f(x).unflatten(-1, (-1, self.hd)) for f in (self.q, self.k, self.v))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)                     # (T, H, hd)
+        if self.copies > 1:
+            k, v = k.repeat_interleave(self.copies, 1), v.repeat_interleave(self.copies, 1)
+        return self.out(attend(q, k, v, packed, causal=False).flatten(1))
+
+    def forward(self, x, modulation, cos, sin, packed):
+        """x (T, d); modulation (B, 2d), a shift and a scale for both norms' outputs, or None"""
+        shift, scale = 0, 0
+        if modulation is not None:
+            shift, scale = F.embedding(packed.doc, modulation).chunk(2, -1)
+        x = x + self.attention(self.norm1(x) * (1 + scale) + shift, cos, sin, packed)
+        h = self.norm2(x) * (1 + scale) + shift
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+class Llada(model.Network):
+    """LLaDA's own weights have no storage yet (meta device): load() assigns them the files'.
+
+    With config.insertion = "instant" this is LLaDA and nothing else. It has no vector for given
+    slots: where masks fall independently of the tokens, it matters not which others were given."""
+
+    def __init__(self, config):
+        super().__init__()
+        c = self.config = config
+        self.code = Code(c.V, 1)
+        with torch.device("meta"):
+            self.embed = nn.Embedding(c.V + 2, c.n_embd)                # tokens, mask, pad
+            self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
+            self.norm = RMSNorm(c.n_embd, c.norm_eps)
+            self.head = nn.Linear(c.n_embd, c.V, bias=False)
+        self.time = self.shared = self.given = self.gap = None
+        if c.insertion != "instant":                # all that is new is float32
+            d = c.n_embd
+            self.time = nn.Sequential(nn.Linear(256, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU())
+            self.shared = nn.ModuleList(ZeroLinear(d, 2 * d) for _ in range(0, c.n_layer, GROUP))
+            self.given = nn.Parameter(torch.zeros(d))
+            self.gap = GapHead(d, d)
+            self.gap.start()
+        self.base = ""                  # the folder that the weights come from
+        self.never = []                 # LLaDA's own mask token: ours is the symbol V
+        self.checkpointing = False
+
+    def trunk(self, packed, alpha):
+        """Packed, alpha (B,) -> what the token head reads (M, d), log g (T,) or None"""
+        c = self.config
+        cos, sin = angles(packed.pos, c.n_embd // c.n_head, c.rope_theta)
+        x = self.embed(packed.y[:, 0])                                      # (T, d)
+        cond = modulation = log_g = None
+        if self.time is not None:
+            cond = self.time(wave(1000 * alpha))                            # (B, d)
+            x = x + (packed.given * self.given).to(x.dtype)
+        for i, block in enumerate(self.blocks):
+            if cond is not None and i % GROUP == 0:
+                modulation = self.shared[i // GROUP](cond).to(x.dtype)      # (B, 2d)
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, modulation, cos, sin, packed, use_reentrant=False)
+            else:
+                x = block(x, modulation, cos, sin, packed)
+        if self.gap is not None:
+            log_g = self.gap(x, cond, packed)
+        return self.norm(x[packed.asked]), log_g
+
+    def trained(self):
+        """{name: parameter} of what is trained"""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+class LoRA(nn.Linear):
+    """A Linear whose weight stands still plus a product of two thin matrices (arXiv 2106.09685):
+    W x + B A x with B = 0 at the start, trained in float32. (alpha / r = 1, as in FlexMDM.)"""
+
+    def __init__(self, linear, r):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, None
+        device = linear.weight.device
+        self.a = nn.Parameter(torch.empty(r, self.in_features, device=device))
+        self.b = nn.Parameter(torch.zeros(self.out_features, r, device=device))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    def forward(self, x):
+        low = F.linear(x, self.a.to(x.dtype))                               # (..., r)
+        return F.linear(x, self.weight) + F.linear(low, self.b.to(x.dtype))
+
+
+def add_lora(net, r):
+    """Freeze LLaDA's own weights; give q, k, v of every block and the head an adapter.
+    Differs from the authors': no dropout in the adapters."""
+    for part in (net.embed, net.blocks, net.norm, net.head):
+        part.requires_grad_(False)
+    for block in net.blocks:
+        block.q, block.k, block.v = LoRA(block.q, r), LoRA(block.k, r), LoRA(block.v, r)
+    net.head = LoRA(net.head, r)
+    net.config.lora = r
+
+
+def merged(net):
+    """{name: tensor}: weights without adapters that compute the same, but for rounding"""
+    weights = net.state_dict()
+    for name, module in net.named_modules():
+        if isinstance(module, LoRA):
+            a, b = weights.pop(f"{name}.a"), weights.pop(f"{name}.b")
+            w = weights[f"{name}.weight"]
+            weights[f"{name}.weight"] = (w.float() + b @ a).to(w.dtype)
+    return weights
+
+
+# -----------------------------------------------------------------------------
+# LLaDA's folder
+
+NAMES = {               # LLaDA's tensor: our parameter
+    "model.transformer.wte.weight": "embed.weight",
+    "model.transformer.blocks.{i}.attn_norm.weight": "blocks.{i}.norm1.weight",
+    "model.transformer.blocks.{i}.q_proj.weight": "blocks.{i}.q.weight",
+    "model.transformer.blocks.{i}.k_proj.weight": "blocks.{i}.k.weight",
+    "model.transformer.blocks.{i}.v_proj.weight": "blocks.{i}.v.weight",
+    "model.transformer.blocks.{i}.attn_out.weight": "blocks.{i}.out.weight",
+    "model.transformer.blocks.{i}.ff_norm.weight": "blocks.{i}.norm2.weight",
+    "model.transformer.blocks.{i}.ff_proj.weight": "blocks.{i}.gate.weight",
+    "model.transformer.blocks.{i}.up_proj.weight": "blocks.{i}.up.weight",
+    "model.transformer.blocks.{i}.ff_out.weight": "blocks.{i}.down.weight",
+    "model.transformer.ln_f.weight": "norm.weight",
+    "model.transformer.ff_out.weight": "head.weight",
+}
+SIZES = {"vocab_size": "V", "max_sequence_length": "block_size", "n_layers": "n_layer",
+         "n_heads": "n_head", "n_kv_heads": "n_kv_head", "d_model": "n_embd",
+         "mlp_hidden_size": "n_hidden"}
+IMPLEMENTED = {         # values of config.json that the code knows; None: the key may be absent
+    "block_type": ["llama"], "activation_type": ["silu"], "layer_norm_type": ["rms"],
+    "include_bias": [False, None], "include_qkv_bias": [False, None],
+    "bias_for_layer_norm": [False, None], "layer_norm_with_affine": [True, None],
+    "attention_layer_norm": [False, None], "input_emb_norm": [False, None],
+    "weight_tying": [False, None], "scale_logits": [False, None], "clip_qkv": [None],
+    "rope": [True, None], "rope_full_precision": [True, None], "rope_scaling": [None],
+    "alibi": [False, None], "multi_query_attention": [False, None], "block_group_size": [1, None],
+    "quantization_config": [None],
+}
+
+
+def rename(name, names):
+    """The other name of a tensor, in any block"""
+    number = re.search(r"(?<=blocks\.)\d+", name)
+    if number is None:
+        return names[name]
+    return names[name.replace(number[0], "{i}", 1)].replace("{i}", number[0])
+
+
+def read_config(folder):
+    """config.json of LLaDA -> (Config, its mask token, its pad token)"""
+    path = os.path.join(folder, "config.json")
+    config = safetensors.read_json(path)
+
+    def expect(key, ok, what):
+        if not ok:
+            raise Fail(f"{path}: {key} is {config.get(key)!r}, and the code implements {what}")
+
+    for key, values in IMPLEMENTED.items():
+        expect(key, config.get(key) in values, " or ".join(map(repr, values)))
+    if config.get("n_kv_heads") is None:
+        config["n_kv_heads"] = config.get("n_heads")
+    for key in SIZES:
+        value = config.get(key)
+        expect(key, type(value) is int and 0 < value < 2 ** 24, "whole numbers from 1 to 2^24")
+    for key in ("rope_theta", "rms_norm_eps"):
+        value = config.get(key)
+        expect(key, type(value) in (int, float) and 0 < value < 1e12, "numbers above 0")
+    c = Config(**{ours: config[key] for key, ours in SIZES.items()},
+               rope_theta=float(config["rope_theta"]), norm_eps=float(config["rms_norm_eps"]))
+    expect("n_heads", c.n_embd % (2 * c.n_head) == 0, f"divisors of d_model / 2 = {c.n_embd / 2:g}")
+    expect("n_kv_heads", c.n_head % c.n_kv_head == 0, f"divisors of n_heads = {c.n_head}")
+    expect("embedding_size", config.get("embedding_size") in (c.V, None), f"vocab_size = {c.V}")
+    if config.get("pad_token_id") is None:
+        config["pad_token_id"] = config.get("eos_token_id")
+    for key in ("mask_token_id", "pad_token_id"):
+        value = config.get(key)
+        expect(key, type(value) is int and 0 <= value < c.V, f"tokens from 0 to {c.V - 1}")
+    return c, config["mask_token_id"], config["pad_token_id"]
+
+
+def is_folder(path):
+    """Is this the folder of a pretrained model?"""
+    return os.path.isfile(os.path.join(path, "config.json"))
+
+
+def described(folder):
+    """config.json. In one that export() wrote are also `args`, the flags of the training, and
+    `tokenizer`, the spec() of a tokenizer that is not the folder's."""
+    return safetensors.read_json(os.path.join(folder, "config.json"))
+
+
+def load(folder, device="cpu", insertion="instant"):
+    """A folder of the hub, or one that export() wrote -> the network, in the files' dtype.
+
+    insertion: the schedule alpha; all that it needs is new. (An exported network has its own.)"""
+    description, weights = described(folder), safetensors.read_folder(folder)
+    try:
+        if "options" in description:
+            net = exported(description, weights)
+        else:
+            config, mask, pad = read_config(folder)
+            config.insertion = insertion
+            weights = {rename(name, NAMES): tensor for name, tensor in weights.items()}
+            embed = weights["embed.weight"]         # its copies are the symbols V and V + 1
+            weights["embed.weight"] = torch.cat([embed, embed[[mask, pad]]])
+            net = Llada(config)
+            net.never = [mask]
+            new = {name: p for name, p in net.state_dict().items() if not p.is_meta}
+            weights.update(new)
+        net.load_state_dict(weights, assign=True)                           # strict
+    except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as e:
+        why = " ".join(str(e).split())
+        raise Fail(f"{folder}: the tensors do not fit config.json ({why}): fetch both") from None
+    if isinstance(net, Llada):
+        net.base = os.path.abspath(folder)
+    return net.to(device)
+
+
+def retrofit(folder, insertion, block_size=0, lora=0):
+    """A folder (also an exported one: a run can go on from it) -> the network to train.
+
+    insertion: the schedule alpha, or "instant". block_size: the longest text, 0: the folder's own.
+    lora: rank of LLaDA's adapters; 0: all weights are trained."""
+    net = load(folder, insertion=insertion)
+    c = net.config
+    if c.insertion != insertion:
+        raise Fail(f"{folder} has --insertion {c.insertion}, not {insertion}: give the same")
+    if block_size > c.block_size:
+        raise Fail(f"--block_size {block_size} is more than the {c.block_size} tokens of {folder}")
+    c.block_size = block_size or c.block_size
+    if lora and isinstance(net, Llada):
+        add_lora(net, lora)
+    return net
+
+
+# -----------------------------------------------------------------------------
+# writing folders
+
+def copy(source, target, name):
+    """Copy a file, if it is there."""
+    path = os.path.join(source, name)
+    if os.path.isfile(path):
+        with open(path, "rb") as f, atomic_open(os.path.join(target, name), "wb") as out:
+            out.write(f.read())
+
+
+def export(net, folder, eot, args=None, tokenizer=None):
+    """Write any network of this project, adapters merged, in our own layout: config.json,
+    model.safetensors and the tokenizer.json of its base. load() and retrofit() read it.
+
+    eot: the token that ends a text. args: the flags of its training. tokenizer: the spec() of one
+    that is not a folder's. All three are for whoever reads config.json.
+    In float32 the answers stay the same. In bf16 they do not quite: W + B A is rounded to 8 bits,
+    where training had added B A x to W x."""
+    options, weights = asdict(net.config), merged(net)
+    options.pop("lora", None)
+    if net.code.permutation is not None:
+        weights["permutation"] = net.code.permutation
+    description = dict(model=type(net).__name__, options=options, never=list(net.never), args=args,
+                       tokenizer=tokenizer, vocab_size=options["V"], eos_token_id=eot)
+    safetensors.write(os.path.join(folder, "model.safetensors"), weights)
+    copy(net.base or "", folder, "tokenizer.json")
+    with atomic_open(os.path.join(folder, "config.json")) as f:
+        json.dump(description, f, indent=1)
+
+
+def exported(description, weights):
+    """What export() wrote -> the network, with weights still to come"""
+    options = description["options"]
+    if description["model"] == "Llada":
+        net = Llada(Config(**options))
+    else:
+        net = model.Transformer(model.Config(**options), weights.pop("permutation", None))
+    net.never = description["never"]
+    return net
+
+
+def export_hub(net, folder):
+    """Write a LLaDA, adapters merged, in LLaDA's own layout, for others' code. Tokenizer and
+    modelling code are copied from its base. (Exact in float32 only: see export.)"""
+    if not isinstance(net, Llada) or net.config.insertion != "instant":
+        raise Fail("only a LLaDA of --method mdm fits LLaDA's own layout: export without --hub")
+    _, mask, _ = read_config(net.base)
+    weights = merged(net)
+    embed = weights["embed.weight"][:-2].clone()
+    embed[mask] = weights["embed.weight"][-2]       # our mask is the symbol V
+    weights["embed.weight"] = embed
+    names = {ours: theirs for theirs, ours in NAMES.items()}
+    weights = {rename(name, names): tensor for name, tensor in weights.items()}
+    safetensors.write(os.path.join(folder, "model.safetensors"), weights)
+    for name in sorted(os.listdir(net.base)):
+        if name.endswith((".json", ".py")) and not name.endswith(".index.json"):
+            copy(net.base, folder, name)

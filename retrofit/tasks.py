@@ -1,0 +1,221 @@
+"""Two benchmarks with right and wrong answers: their files, their judges, and files of results.
+
+GSM8K asks for a number. HumanEval-infilling asks for the missing lines of a function, which must
+then pass its tests (sandbox.py). The command is benchmark.py.
+
+One worked number: 42 of 100 solved is 42.0%, and with 95% confidence (Wilson) the model solves
+32.8% to 51.8% of such problems.
+"""
+import concurrent.futures
+import fcntl
+import gzip
+import json
+import math
+import os
+import re
+import zlib
+from decimal import Decimal
+
+from common import Fail
+from retrofit import sandbox
+
+
+def read_lines(path, fields, what):
+    """The objects of a .jsonl or .jsonl.gz file. Each must have these fields, all of them text;
+    `what` says in the errors which file was expected."""
+    expected = f"expected {what}, one JSON object with {', '.join(fields)} a line"
+    opener = gzip.open if str(path).endswith(".gz") else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as f:
+            lines = f.readlines()
+    except UnicodeDecodeError:
+        raise Fail(f"{path} is not JSON, nor any text; {expected}") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise Fail(f"{path} is not a whole .gz file ({e}): fetch it again") from None
+    except OSError as e:
+        raise Fail(f"cannot read {path}: {e.strerror}") from None
+
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise Fail(f"{path}, line {number}: not JSON; {expected}") from None
+        for name in fields:
+            if not isinstance(row, dict) or not isinstance(row.get(name), str):
+                raise Fail(f"{path}, line {number}: there is no text {name!r}; {expected}")
+        rows.append(row)
+    if not rows:
+        raise Fail(f"{path} is empty; {expected}")
+    ids = [row["task_id"] for row in rows if "task_id" in fields]
+    if len(set(ids)) < len(ids):
+        twice = max(ids, key=ids.count)
+        raise Fail(f"{path} has the task_id {twice!r} twice: remove one")
+    return rows
+
+
+# -----------------------------------------------------------------------------
+# GSM8K
+
+def read_gsm8k(path):
+    """GSM8K's own test.jsonl -> [{"task_id": "gsm8k/0", "question", "answer"}]"""
+    problems = []
+    for k, row in enumerate(read_lines(path, ("question", "answer"), "GSM8K's test.jsonl")):
+        if row["answer"].count("####") != 1 or number_of(row["answer"]) is None:
+            raise Fail(f"{path}, problem {k + 1}: the answer does not end in '#### number'")
+        problems.append(dict(task_id=f"gsm8k/{k}", question=row["question"], answer=row["answer"]))
+    return problems
+
+
+NUMBER = re.compile(r"""
+    (?: (?<! [\w.)] ) - )?              # a sign, unless a term stands before it: 7-3 ends in 3
+    \$? (?<! [\w.] )
+    (?: (?: \d{1,3} (?: ,\d{3} )+ (?! ,?\d )                            # 1,234
+          | \d+ ) (?: \.\d+ )?                                          # 18 or 18.5
+      | \.\d+ )                                                         # .5
+    """, re.ASCII | re.VERBOSE)
+
+
+def number_of(text):
+    """The final number of a worked answer, a Decimal: the first one after '####', or without that
+    the last one. None where there is none. Understands 1,234 and $18 and 5% and -3 and 0.50."""
+    text = text.replace("\N{MINUS SIGN}", "-").replace("$-", "-$")
+    work, _, final = text.partition("####")
+    found = NUMBER.findall(final)[:1] or NUMBER.findall(work)[-1:]
+    if not found:
+        return None
+    return Decimal(found[0].replace(",", "").replace("$", ""))
+
+
+def judge_gsm8k(problem, completion):
+    number, right = number_of(completion), number_of(problem["answer"])
+    verdict = dict(status="failed", number=None, reference=str(right))
+    if number is not None:
+        verdict["number"] = str(number)
+    if number == right:
+        verdict["status"] = "passed"
+    return verdict
+
+
+# -----------------------------------------------------------------------------
+# HumanEval-infilling
+
+def read_infilling(path):
+    """HumanEval-*Infilling.jsonl(.gz): the function up to the hole (prompt), what was in the hole
+    (canonical_solution), what follows (suffix), and a test that defines check(function)."""
+    fields = ("task_id", "entry_point", "prompt", "suffix", "canonical_solution", "test")
+    problems = read_lines(path, fields, "HumanEval-infilling")
+    for p in problems:
+        if not p["entry_point"].isidentifier() or "def check(" not in p["test"]:
+            raise Fail(f"{path}: {p['task_id']} defines no test check({p['entry_point']})")
+    return problems
+
+
+def judge_infilling(problem, completion, **limits):
+    """limits: those of sandbox.run"""
+    program = problem["prompt"] + completion + problem["suffix"]
+    parts = [program, problem["test"], f"check({problem['entry_point']})"]
+    return sandbox.run(parts, **limits)._asdict()
+
+
+# -----------------------------------------------------------------------------
+# from problems to a number
+
+def wilson(passed, total, z=1.959964):
+    """The 95% interval of a proportion (Wilson 1927): all true rates p that are compatible,
+    |passed / total - p| <= z sqrt(p (1 - p) / total)"""
+    if total == 0:
+        return 0.0, 1.0
+    p, w = passed / total, z * z / total
+    middle = (p + w / 2) / (1 + w)
+    half = math.sqrt(p * (1 - p) * w + w * w / 4) / (1 + w)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+class Results:
+    """A results file, claimed for this process: the settings on its first line, a problem on each
+    further one. `done` is what it holds, {task_id: record}. A line that was cut off by a kill is
+    removed. Raises Fail for another run's file, and while another process has it."""
+
+    def __init__(self, path, settings):
+        first = json.dumps({"settings": settings}).encode() + b"\n"
+        try:
+            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            self.file = open(path, "a+b")
+        except OSError as e:
+            raise Fail(f"cannot write {path}: {e.strerror}") from None
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Fail(f"another run is writing {path}: wait, or give another --results") from None
+        self.file.seek(0)
+        text = self.file.read()
+        end = text.rfind(b"\n") + 1
+        if end == 0 and first.startswith(text):     # new, or killed in its first line
+            self.file.truncate(0)
+            self.file.write(first)
+            self.done = {}
+            return
+        try:
+            rows = [json.loads(line) for line in text[:end].split(b"\n")[:-1]]
+            before = dict(rows[0]["settings"])
+            self.done = {row["task_id"]: row for row in rows[1:]}
+        except (ValueError, LookupError, TypeError):
+            raise Fail(f"{path} holds no results: give another --results, or remove it") from None
+        now = json.loads(first)["settings"]
+        for key in before | now:
+            if before.get(key) != now.get(key):
+                raise Fail(f"{path} was made with another {key}, {before.get(key)}: give another "
+                           "--results, or remove it")
+        self.file.truncate(end)
+
+    def add(self, records):
+        for record in records:
+            self.done[record["task_id"]] = record
+            self.file.write(json.dumps(record).encode() + b"\n")
+        self.file.flush()
+
+
+def evaluate(problems, generate, judge, results, batch_size=8, workers=2, say=print):
+    """Solve what is left of `problems`, and say pass@1. generate(problems) -> a text each, or None
+    for a problem that is too long for the model and has failed; judge(problem, text) -> a dict with
+    a status, "passed" or another."""
+    def verdict(problem, text):
+        if text is None:
+            return dict(status="failed", error="too long for the model's block_size")
+        return dict(completion=text, **judge(problem, text))
+
+    left = [p for p in problems if p["task_id"] not in results.done]
+    if results.done:
+        say(f"{len(results.done)} problems are done already, {len(left)} left")
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for i in range(0, len(left), batch_size):
+            batch = left[i:i + batch_size]
+            verdicts = pool.map(verdict, batch, generate(batch))
+            results.add([dict(task_id=p["task_id"], **v) for p, v in zip(batch, verdicts)])
+    done = [results.done[p["task_id"]] for p in problems]
+    passed, total = sum(r["status"] == "passed" for r in done), len(problems)
+    too_long = sum("completion" not in r for r in done)
+    if too_long:
+        say(f"{too_long} problems are too long for the model's block_size and count as failed")
+    rate, low, high = (100 * p for p in (passed / total, *wilson(passed, total)))
+    say(f"pass@1 {rate:.1f}% (95%: {low:.1f} to {high:.1f}; {passed} of {total})")
+    return passed, total
+
+
+def from_file(path, field):
+    """A `generate` that looks its answers up: in a file with a task_id and a completion a line, or,
+    with path = "canonical", in the benchmark's own `field`"""
+    if path == "canonical":
+        return lambda problems: [p[field] for p in problems]
+    rows = read_lines(path, ("task_id", "completion"), "generations")
+    texts = {row["task_id"]: row["completion"] for row in rows}
+
+    def generate(problems):
+        for p in problems:
+            if p["task_id"] not in texts:
+                raise Fail(f"{path} has no completion of {p['task_id']}: add it")
+        return [texts[p["task_id"]] for p in problems]
+    return generate

@@ -1,0 +1,191 @@
+"""The tokenizer.json of a pretrained model (byte-level BPE, as LLaDA, GPT-2 and Llama 3 have) on
+tiktoken's engine: the same ids as the hub's own library, without that library.
+
+    encoding, vocab_size, eot = load("LLaDA-8B-Base")
+    encoding.encode_ordinary("x<|endoftext|>")      # text only: thirteen characters after the x
+    encoding.encode("x<|endoftext|>")               # special tokens are read: two ids
+    encoding.decode(ids)
+
+What frames a text (a begin-of-text token, padding, truncation) is the caller's.
+"""
+import functools
+import math
+import os
+import re
+import unicodedata
+
+import tiktoken
+
+from common import Fail
+from retrofit.safetensors import read_json
+
+# how ByteLevel splits a text into words
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+@functools.cache
+def load(folder):
+    """A model's folder -> (Encoding, vocabulary size, the id that ends a text: pad_token_id, or
+    eos_token_id where that is absent or null)"""
+    path = os.path.join(folder, "config.json")
+    config = read_json(path)
+    V, eot = config.get("vocab_size"), config.get("pad_token_id")
+    if eot is None:
+        eot = config.get("eos_token_id")
+    if type(V) is not int or type(eot) is not int or not 0 <= eot < V:
+        raise Fail(f"{path} does not say which token ends a text: set vocab_size and eos_token_id")
+    return Encoding(os.path.join(folder, "tokenizer.json")), V, eot
+
+
+@functools.cache
+def alphabet():
+    """Byte-level BPE spells bytes with 256 visible characters: {character: byte}"""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
+
+
+def spell(token):
+    """The bytes of a token of the vocabulary"""
+    if all(c in alphabet() for c in token):
+        return bytes(alphabet()[c] for c in token)
+    return token.encode("utf-8", "replace")
+
+
+def last_merges(pairs):
+    """{(a, b): priority} -> {token: priority of its last merge}, for tokens that spell themselves.
+
+    tiktoken merges two neighbours if their concatenation has a rank, tokenizer.json if their pair
+    has one. With these ranks both do the same: where two neighbours cover all bytes of a token, no
+    merge has crossed its ends, so the merges inside were those of the token by itself, and the two
+    neighbours are its last pair. (Otherwise two merges that spell one token would be confused.)"""
+    ranks = {}
+    for token in {a + b for a, b in pairs}:
+        parts, last = list(token), None
+        while len(parts) > 1:
+            priorities = [pairs.get(pair, math.inf) for pair in zip(parts, parts[1:])]
+            rank = min(priorities)
+            if rank == math.inf:
+                break
+            i = priorities.index(rank)
+            parts[i:i + 2], last = [parts[i] + parts[i + 1]], rank
+        if len(parts) == 1:
+            ranks[token] = last
+    return ranks
+
+
+def words(spec):
+    """A pre-tokenizer -> (the regular expression of a word, does a text get a space in front?)
+    Raises ValueError for one that is not implemented."""
+    steps = spec["pretokenizers"] if spec["type"] == "Sequence" else [spec]
+    match steps:
+        case [{"type": "ByteLevel", "add_prefix_space": bool(prefix), **rest}]:
+            return GPT2 if rest.get("use_regex", True) else r"[\s\S]+", prefix
+        case [{"type": "Split", "pattern": {"Regex": regex}, "behavior": kept, "invert": invert},
+              {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]:
+            if kept == "Isolated":              # what lies between two matches is a word, too
+                return rf"(?:{regex})|(?:(?!{regex})[\s\S])+", False
+            if kept == "Removed" and invert:
+                return regex, False
+    kinds = [step["type"] for step in steps]
+    raise ValueError(f"its pre-tokenizer {kinds} is neither ByteLevel nor an isolated Split first")
+
+
+def check(content):
+    """Raises ValueError for what is not implemented."""
+    bpe, normalizer, decoder = content["model"], content.get("normalizer"), content.get("decoder")
+    if bpe.get("type", "BPE") != "BPE":
+        raise ValueError(f"its model is {bpe['type']}")
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if bpe.get(option):
+            raise ValueError(f"its model has {option} = {bpe[option]!r}")
+    if normalizer and normalizer["type"] not in ("NFC", "NFD", "NFKC", "NFKD"):
+        raise ValueError(f"its normalizer is {normalizer['type']}")
+    if decoder and decoder["type"] != "ByteLevel":
+        raise ValueError(f"its decoder is {decoder['type']}")
+    for token in content.get("added_tokens") or []:
+        for option in ("single_word", "lstrip", "rstrip"):
+            if token.get(option):
+                raise ValueError(f"its added token {token['content']!r} has {option} set")
+        if bpe["vocab"].get(token["content"], token["id"]) != token["id"]:
+            raise ValueError(f"its added token {token['content']!r} has another id in the vocab")
+
+
+def either(texts):
+    """A pattern for any of `texts`, the longest first; without texts one that never matches"""
+    texts = sorted(texts, key=len, reverse=True)
+    return "(" + ("|".join(map(re.escape, texts)) or r"(?!)") + ")"
+
+
+class Encoding:
+    """A tokenizer.json. Raises Fail where it is of another kind."""
+
+    def __init__(self, path):
+        content = read_json(path)
+        try:
+            check(content)
+            self.build(content, str(path))
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
+            why = f"it lacks {e}" if isinstance(e, KeyError) else e
+            raise Fail(f"{path} cannot be used: {why}; byte-level BPE as GPT-2's can") from None
+
+    def build(self, content, path):
+        bpe, vocab = content["model"], content["model"]["vocab"]
+        self.form = (content.get("normalizer") or {}).get("type")
+        pattern, self.prefix = words(content["pre_tokenizer"])
+
+        # merges: "a b" or ["a", "b"]. For tiktoken an id is a priority; self.ids has the file's id
+        merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in bpe["merges"]]
+        for a, b in merges:
+            if not all(c in alphabet() for c in a + b) or not {a, b, a + b} <= vocab.keys():
+                raise ValueError(f"its merge {a!r} {b!r} is not of two tokens that make a third")
+        last = last_merges({pair: i for i, pair in enumerate(merges)})
+        order = [*alphabet(), *sorted(last, key=last.get)]
+        self.ids = [vocab[token] for token in order]
+
+        # added tokens: `literal` ones are found in the text as it is, others after normalization
+        self.bytes = {id: spell(token) for token, id in vocab.items()}
+        self.special, self.literal = {}, set()
+        for token in content.get("added_tokens") or []:
+            text = token["content"]
+            if not token.get("normalized"):
+                self.literal.add(text)
+            elif self.form:
+                text = unicodedata.normalize(self.form, text)
+            self.special[text] = token["id"]
+            self.bytes[token["id"]] = text.encode("utf-8", "replace")
+        if bpe.get("ignore_merges"):                # a word that is a token stays whole
+            for token in vocab.keys() - set(order) - self.special.keys():
+                raise ValueError(f"it has ignore_merges, and no merges make its token {token!r}")
+        ranks = {spell(token): rank for rank, token in enumerate(order)}
+        self.bpe = tiktoken.Encoding(path, pat_str=pattern, mergeable_ranks=ranks,
+                                     special_tokens={})
+        self.n_vocab = max(self.bytes) + 1
+
+    def encode_ordinary(self, text):
+        """Text -> ids; special tokens in it are text like any other"""
+        if self.form:
+            text = unicodedata.normalize(self.form, text)
+        if self.prefix and text and not text.startswith(" "):
+            text = " " + text
+        return [self.ids[rank] for rank in self.bpe.encode_ordinary(text)]
+
+    def encode(self, text):
+        """Text -> ids, with the special tokens in it"""
+        ids = []
+        for i, part in enumerate(re.split(either(self.literal), text)):    # every other is special
+            if i % 2:
+                ids.append(self.special[part])
+                continue
+            if self.form:
+                part = unicodedata.normalize(self.form, part)
+            for k, piece in enumerate(re.split(either(self.special.keys() - self.literal), part)):
+                ids += [self.special[piece]] if k % 2 else self.encode_ordinary(piece)
+        return ids
+
+    def decode_bytes(self, ids):
+        return b"".join(self.bytes.get(int(i), b"") for i in ids)           # unknown ids: nothing
+
+    def decode(self, ids):
+        """ids -> text; bytes that are no utf-8 become U+FFFD"""
+        return self.decode_bytes(ids).decode("utf-8", "replace")

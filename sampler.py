@@ -1,0 +1,476 @@
+"""From a network to documents (arXiv 2509.01025, Prop. 2 and 3).
+
+`parallel`: starting from nothing (with insertion) or from a canvas of masks, a step from time t to
+s asks the network once and then
+
+    reveals each masked digit with probability (beta(s) - beta(t)) / (1 - beta(t)), its value drawn
+    from f, inserts each of the g_j masks expected in gap j with probability (alpha(s) - alpha(t)) /
+    (1 - alpha(t)).
+
+These probabilities are right for a step of any size. What a step cannot know is what else is
+revealed or inserted in the same instant: that error shrinks as 1 / steps. By Prop. 3 the order of
+the reveals is free: `order` picks the surest digits, or the leftmost, instead of random ones. It
+never changes how many.
+
+`exact`: every row has its own clock and one thing happens at a time, so the only error is the
+network's. See `one_event`. It takes a call for a reveal and two for an insertion.
+"""
+from typing import Callable, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common import Fail
+from interpolant import Schedule, below
+from prime import Code
+from rates import log_marginals, restrict
+
+SURE = ("top_prob", "margin", "entropy")
+ORDERS = ("random", *SURE, "left_to_right")
+SAMPLERS = ("parallel", "exact")
+NOT_FINITE = "the network's answers are not finite numbers: this checkpoint cannot be used"
+
+
+class State(NamedTuple):
+    """B documents in the making, on the host"""
+    y: Tensor           # (B, L, ell) digits
+    n: Tensor           # (B,) slots in use
+    opened: Tensor      # (B, L + 1) bool: may tokens be inserted left of slot j?
+    given: Tensor       # (B, L) bool: slots that were given, or None
+
+
+class Task(NamedTuple):
+    """What stays the same during a generation"""
+    predict: Callable
+    code: Code
+    insertion: Schedule
+    unmasking: Schedule
+    order: str
+    temperature: float
+    window: int         # reveal only the leftmost masked slots of this many; 0: any
+
+    @property
+    def fixed(self):
+        """no insertion: a canvas of masks"""
+        return self.insertion.name == "instant"
+
+
+def begin(code, B, block_size, fixed, start=None):
+    """The state at t = 0: empty, or (fixed) a canvas of masks, or `start`: (y, n) or (y, n,
+    opened), whose clean slots are given: they are never changed."""
+    opened = torch.ones(B, block_size + 1, dtype=torch.bool)
+    if start is None:
+        n = torch.full((B,), block_size if fixed else 0)
+        symbol = code.mask if fixed else code.pad
+        return State(torch.full((B, block_size, code.ell), symbol), n, opened, None)
+    y, n, L = start[0], start[1].clone(), start[0].shape[1]
+    if len(start) == 3:
+        opened[:, :L + 1] = start[2]
+    y = torch.where(below(n, L)[:, :, None], y, code.pad)
+    y = F.pad(y, (0, 0, 0, block_size - L), value=code.pad)
+    given = below(n, block_size) & ~(y == code.mask).any(2)
+    return State(y, n, opened, given)
+
+
+def used_slots(state):
+    """(B, L, ell): the digits up to the longest row's last slot"""
+    return state.y[:, :max(int(state.n.max()), 1)]
+
+
+def with_slots(state, y):
+    """The state with new digits in its first slots"""
+    return state._replace(y=torch.cat([y, state.y[:, y.shape[1]:]], 1))
+
+
+def take(state, rows):
+    return State(*(None if x is None else x[rows] for x in state))
+
+
+def put(state, rows, part):
+    for x, new in zip(state, part):
+        if x is not None:
+            x[rows] = new
+
+
+# -----------------------------------------------------------------------------
+# which digit, which token
+
+def draw_tokens(logits, y, code, temperature):
+    """(M, V) -> (M,): a token for each slot, among those that agree with the digits it shows"""
+    logits = restrict(logits, y, code)
+    if temperature == 0:
+        return logits.argmax(1)
+    if len(logits) == 0:
+        return logits.new_zeros(0, dtype=torch.int64)
+    p = (logits / temperature).softmax(1)
+    if not p.isfinite().all():
+        raise Fail(NOT_FINITE)
+    return p.multinomial(1)[:, 0]
+
+
+def confidence(logits, y, code, order):
+    """How sure the network is of each digit: (M, ell), higher is surer."""
+    log_p = log_marginals(logits, y, code)                                      # (M, ell, b)
+    p = log_p.exp()
+    if order == "top_prob":
+        return p.amax(2)
+    if order == "margin":
+        first, second = p.topk(2, dim=2).values.unbind(2)
+        return first - second
+    return torch.where(p > 0, p * log_p, 0).sum(2)                              # minus the entropy
+
+
+def highest(scores, eligible, count):
+    """(B, N) bool: the count[b] eligible places of row b with the highest scores"""
+    scores = scores.masked_fill(~eligible, -torch.inf)
+    rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return eligible & (rank < count[:, None])
+
+
+def ask(task, y, state, t, at):
+    """predict at the slots `at`. On a fixed canvas rows that ask for nothing are left out."""
+    L, given = y.shape[1], state.given
+    rows = torch.arange(len(y))
+    if task.fixed:
+        rows = at.any(1).nonzero()[:, 0]
+        if len(rows) == 0:
+            return None, None
+    if given is not None:
+        given = given[rows, :L]
+    return task.predict(y[rows], state.n[rows], t[rows], at[rows], given=given)
+
+
+def reveal(task, state, t, count, eligible, whole=False):
+    """Reveal count (B,) of the eligible (B, L, ell) masked digits of each row at times t (B,);
+    whole: and the other digits of their slots. -> the new y (B, L, ell), log g of the old state (B,
+    L + 1)."""
+    code, order = task.code, task.order
+    B, L, ell = eligible.shape
+    y = state.y[:, :L]
+    if order in SURE:                               # ask about all of them, in rows that reveal any
+        at = eligible.any(2) & (count > 0)[:, None]                         # (B, L)
+    else:
+        scores = torch.rand(B, L * ell)
+        if order == "left_to_right":
+            scores = -torch.arange(L * ell).float().expand(B, -1)
+        chosen = highest(scores, eligible.flatten(1), count).view_as(y)
+        at = chosen.any(2)
+    logits, log_g = ask(task, y, state, t, at)
+    if logits is None:
+        return y, None
+    shown = y[at].to(logits.device)                                         # (M, ell)
+    if order in SURE:
+        sure = confidence(logits, shown, code, order).float().cpu()
+        scores = torch.zeros(y.shape).masked_scatter(at[:, :, None], sure)
+        chosen = highest(scores.flatten(1), eligible.flatten(1), count).view_as(y)
+        used = chosen.any(2)[at].to(logits.device)                          # (M,)
+        at, logits, shown = chosen.any(2), logits[used], shown[used]
+    token = draw_tokens(logits, shown, code, task.temperature).cpu()        # (M,)
+    if whole:
+        chosen = chosen.any(2, keepdim=True) & (y == code.mask)
+    new = y.masked_scatter(at[:, :, None], code.encode(token))
+    return torch.where(chosen, new, y), log_g
+
+
+# -----------------------------------------------------------------------------
+# insertion
+
+def expected(log_g, state):
+    """log g (B, N) -> g in float64, 0 for gaps that are closed or beyond the end"""
+    N, block_size = log_g.shape[1], state.y.shape[1]
+    live = below(state.n + 1, N) & state.opened[:, :N]
+    g = log_g.double().exp().clamp_max(block_size).cpu().where(live, 0)
+    if not g.isfinite().all():                      # torch.binomial would never return
+        raise Fail(NOT_FINITE)
+    return g
+
+
+def arrivals(g, p):
+    """How many of the g (B, N) tokens expected in each gap come: Binomial(K, p (B,)), K being g
+    rounded so that E K = g. All gaps of a row are rounded with one uniform number: then any run of
+    gaps gets its expected sum, up to one, and what is certain (one token missing in a gap) is
+    inserted exactly."""
+    u = torch.rand(len(g), 1, dtype=g.dtype)
+    K = (g.cumsum(1) + u).floor().diff(dim=1, prepend=torch.zeros_like(u))
+    return torch.binomial(K, p.to(g.dtype)[:, None].expand_as(K).contiguous()).long()
+
+
+def insert(state, counts, code):
+    """Insert counts (B, N <= L + 1) masks, counts[b, j] of them left of slot j, as far as there is
+    room: of too many a random subset stays."""
+    y, n, opened, given = state
+    B, L, ell = y.shape
+    total = counts.cumsum(1)                                                    # (B, N)
+    K = int(total[:, -1].max())
+    if K == 0:
+        return state
+    index = torch.arange(K).expand(B, -1).contiguous()                        # (B, K) the new slots
+    gap = torch.searchsorted(total, index, right=True)                          # where each belongs
+    stays = highest(torch.rand(B, K), index < total[:, -1:], L - n)
+    # sort old slots (slot j at 2 j + 1, the end of the row among them) and new ones (in gap j: at 2
+    # j)
+    place = torch.arange(L + 1).expand(B, -1)
+    old_key = torch.where(place <= n[:, None], 2 * place + 1, 4 * L)
+    new_key = torch.where(stays, 2 * gap, 4 * L)
+    order = torch.cat([old_key, new_key], 1).argsort(dim=1, stable=True)[:, :L + 1]
+
+    old, new = F.pad(y, (0, 0, 0, 1), value=code.pad), y.new_full((B, K, ell), code.mask)
+    n = n + stays.sum(1)
+    y = torch.cat([old, new], 1).take_along_dim(order[:, :L, None], 1)
+    y = torch.where(below(n, L)[:, :, None], y, code.pad)
+    opened = torch.cat([opened, torch.ones_like(stays)], 1).gather(1, order)    # open on both sides
+    if given is not None:
+        given = torch.cat([F.pad(given, (0, 1)), torch.zeros_like(stays)], 1)
+        given = given.gather(1, order[:, :L])
+    return State(y, n, opened, given)
+
+
+# -----------------------------------------------------------------------------
+# the two samplers
+
+def draw_count(masked, p, window):
+    """Each masked digit (B, L, ell) is to be revealed with probability p (B,): -> how many of a
+    row, (B,), and which may be: all, or those in the leftmost `window` slots that have any."""
+    drawn = torch.rand(masked.shape, dtype=torch.float64) < p[:, None, None]
+    count, eligible = (masked & drawn).flatten(1).sum(1), masked
+    if window:
+        eligible = masked & (masked.any(2).cumsum(1) <= window)[:, :, None]
+        count = torch.where(p == 1, count.clamp_min(1), count)
+    return count, eligible
+
+
+def parallel_step(task, state, t, s):
+    """Everything that happens between the times t and s (B,). -> the new state"""
+    masked = used_slots(state) == task.code.mask                            # (B, L, ell)
+    count, eligible = draw_count(masked, task.unmasking.step(t, s), task.window)
+    y, log_g = reveal(task, state, t, count, eligible)
+    new = with_slots(state, y)
+    if log_g is None:
+        return new
+    counts = arrivals(expected(log_g, state), task.insertion.step(t, s))
+    return insert(new, counts, task.code)
+
+
+def one_event(task, state, t, proposed):
+    """One network call, in which at most one thing happens in each row.
+    -> the new state, t, proposed, and G (B,), the sum of g over all open gaps.
+
+    t (B,): the rows' clocks. proposed (B,): 0, or the G with which an insertion was proposed for
+    this time. Why this is exact:
+    1. Insertions. With G held, the next one comes at s, where ((1-alpha(s)) / (1-alpha(t)))^G = u
+       for a uniform u. G can only fall while nothing happens, so to accept it with probability
+       G(s) / G(t) gives the right law (thinning). Its gap is then drawn from g(s).
+    2. Reveals. By Prop. 3 they may come at any time, in any order that does not look ahead. Here a
+       slot is revealed now, in all its digits, where a race of other random times has a reveal come
+       before the next insertion: so about as many slots are masked as in training."""
+    insertion, unmasking = task.insertion, task.unmasking
+    masked = used_slots(state) == task.code.mask                            # (B, L, ell)
+    slots = masked.any(2).sum(1)                                            # (B,)
+    first_digit = masked & (masked.cumsum(2) == 1)
+    y, log_g = reveal(task, state, t, slots.clamp_max(1), first_digit, whole=True)
+    g = torch.zeros(len(t), 1, dtype=torch.float64)
+    if log_g is not None:
+        has_room = state.n < state.y.shape[1]
+        g = torch.where(has_room[:, None], expected(log_g, state), 0)
+    G = g.sum(1)                                                            # (B,)
+
+    def next_insertion():                                                   # 1: never
+        u = torch.rand(len(t), dtype=torch.float64)
+        return insertion.inverse(1 - insertion.left(t) * u ** (1 / G))
+
+    u, v = torch.rand(2, len(t), dtype=torch.float64)
+    next_reveal = unmasking.inverse(1 - unmasking.left(t) * u ** (1 / slots))
+    accepted = (proposed > 0) & (v * proposed < G)
+    reveals = ~accepted & (slots > 0) & ((next_reveal <= next_insertion()) | (G == 0))
+    waits = ~accepted & ~reveals
+
+    y = torch.where(reveals[:, None, None], y, used_slots(state))
+    state = with_slots(state, y)
+    if accepted.any():
+        gap = torch.where(accepted[:, None], g, 1).multinomial(1)           # (B, 1)
+        counts = torch.zeros(g.shape, dtype=torch.int64)
+        state = insert(state, counts.scatter(1, gap, accepted[:, None].long()), task.code)
+    t = torch.where(waits, next_insertion(), t)
+    proposed = torch.where(waits & (t < 1), G, 0)
+    return state, t, proposed, G
+
+
+def run_exactly(task, state, steps, watch):
+    """One event at a time in every row, as far as `steps` calls go. A row that has more to do than
+    calls left (a reveal is one call, an insertion two, and some are refused: three) takes a
+    parallel step."""
+    t, proposed, G = torch.zeros(3, len(state.n), dtype=torch.float64)
+    for left in range(steps, 0, -1):
+        slots = (state.y == task.code.mask).any(2).sum(1)                   # (B,)
+        active = (t < 1) | (slots > 0)
+        if not active.any():
+            break
+        behind = active & (((slots + 3 * G > left) & (proposed == 0)) | (left == 1))
+        rows = behind.nonzero()[:, 0]
+        if len(rows):
+            s = t[rows] + (1 - t[rows]) / left
+            put(state, rows, parallel_step(task, take(state, rows), t[rows], s))
+            G[rows] *= 1 - task.insertion.step(t[rows], s)                  # roughly
+            t[rows] = s
+        rows = (active & ~behind).nonzero()[:, 0]
+        if len(rows):
+            part, *clocks = one_event(task, take(state, rows), t[rows], proposed[rows])
+            put(state, rows, part)
+            t[rows], proposed[rows], G[rows] = clocks
+        watch(float(t.mean()), state.y, state.n)
+    return state
+
+
+def run_parallel(task, state, steps, watch):
+    ones = torch.ones(len(state.n), dtype=torch.float64)
+    for i in range(steps):
+        state = parallel_step(task, state, ones * (i / steps), ones * ((i + 1) / steps))
+        watch((i + 1) / steps, state.y, state.n)
+    return state
+
+
+def finish(task, state, watch, rounds=8):
+    """Reveal what is still masked at t = 1: an eighth of it, a seventh of the rest, .., all."""
+    t = torch.ones(len(state.n), dtype=torch.float64)
+    while (state.y == task.code.mask).any():
+        masked = used_slots(state) == task.code.mask
+        count, eligible = draw_count(masked, t / max(rounds, 1), task.window)
+        state = with_slots(state, reveal(task, state, t, count, eligible)[0])
+        rounds -= 1
+        watch(1.0, state.y, state.n)
+    return state
+
+
+@torch.no_grad()
+def generate(predict, code, B, block_size, steps, insertion, unmasking, order="random",
+             temperature=1.0, start=None, sampler="parallel", window=0, watch=None):
+    """Draw B documents of at most block_size tokens: ids x (B, block_size), 0 beyond their lengths
+    n (B,).
+
+    steps: network calls, and a few more. start: (y, n) or (y, n, opened) to begin with: see
+    start_from.
+    order: which masks are revealed first. window: only in the leftmost `window` masked slots
+    (parallel). watch(t, y, n) is called with every new state. Raises ValueError for what it does
+    not know."""
+    for value, known in ((order, ORDERS), (sampler, SAMPLERS)):
+        if value not in known:
+            raise ValueError(f"unknown {value!r}: choose one of {', '.join(known)}")
+    if steps < 1:
+        raise ValueError(f"there must be at least 1 step, not {steps}")
+    task = Task(predict, code, insertion, unmasking, order, temperature, window or 0)
+    watch = watch or (lambda t, y, n: None)
+    state = begin(code, B, block_size, task.fixed, start)
+    run = run_exactly if sampler == "exact" else run_parallel
+    state = finish(task, run(task, state, steps, watch), watch)
+    return to_ids(code, state.y, state.n)
+
+
+def to_ids(code, y, n):
+    inside = below(n, y.shape[1])
+    return torch.where(inside, code.decode(torch.where(inside[:, :, None], y, 0)), 0), n
+
+
+# -----------------------------------------------------------------------------
+# baselines
+
+@torch.no_grad()
+def generate_left_to_right(predict, code, B, block_size, end, temperature=1.0, start=None):
+    """The autoregressive baseline: a token per call, until every row has drawn `end`. start (B,
+    L0): ids of a prompt. -> ids x (B, block_size), lengths n (B,) without the end token. No cache
+    of keys and values."""
+    x = torch.zeros(B, 0, dtype=torch.int64) if start is None else start
+    running = torch.ones(B, dtype=torch.bool)
+    while running.any() and x.shape[1] < block_size:
+        L = x.shape[1] + 1
+        at = torch.zeros(B, L, dtype=torch.bool)
+        at[:, -1] = True
+        y = F.pad(code.encode(x), (0, 0, 0, 1), value=code.mask)                # (B, L, ell)
+        logits, _ = predict(y, torch.full((B,), L), torch.ones(B), at, given=None)
+        token = draw_tokens(logits, y[:, -1].to(logits.device), code, temperature).cpu()
+        token = torch.where(running, token, end)
+        x = torch.cat([x, token[:, None]], 1)
+        running &= token != end
+    n = ((x == end).cumsum(1) == 0).sum(1)
+    return F.pad(x, (0, block_size - x.shape[1])), n
+
+
+@torch.no_grad()
+def generate_by_blocks(predict, code, start, steps, block, temperature=0.0):
+    """LLaDA's own sampler on a fixed canvas (low-confidence remasking, semi-autoregressive: arXiv
+    2502.09992).
+    start: (y (B, L, 1), n). A row's masks are filled in blocks of `block`, from the left; each of a
+    block's steps reveals as many as are left over steps left, those whose drawn token is the most
+    probable."""
+    y, n = start[0].clone(), start[1]
+    given = below(n, y.shape[1]) & ~(y == code.mask).any(2)
+    number = (y == code.mask)[:, :, 0].cumsum(1)                             # 1, 2, .. at the masks
+    blocks = -(-int(number.max()) // block)
+    per_block = max(1, steps // max(1, blocks))
+    for b in range(blocks):
+        for i in range(per_block):
+            at = (y == code.mask)[:, :, 0] & (number <= (b + 1) * block)        # (B, L)
+            if not at.any():
+                break
+            logits, _ = predict(y, n, torch.zeros(len(y)), at, given=given)
+            token = draw_tokens(logits, y[at].to(logits.device), code, temperature)
+            sure = logits.float().softmax(1).gather(1, token[:, None])[:, 0].cpu()
+            scores = torch.zeros(at.shape).masked_scatter(at, sure)
+            new = y.masked_scatter(at[:, :, None], code.encode(token.cpu()))
+            count = -(-at.sum(1) // (per_block - i))
+            y = torch.where(highest(scores, at, count)[:, :, None], new, y)
+    return to_ids(code, y, n)
+
+
+# -----------------------------------------------------------------------------
+# prompts and holes
+
+def start_from(parts, holes, code, block_size, fixed, end, end_open=False, anchored=True):
+    """The state of one row with given text: (y (1, L, ell), n (1,), opened (1, L + 1)) for
+    `generate`.
+
+    parts: the given runs of ids, one more than holes: the size of each hole, None where it is not
+    known. With insertion a hole starts as one mask (anchored=False: as nothing, since it may stay
+    empty), and only gaps at holes are open. On a fixed canvas a hole is as many masks as it says,
+    and what follows the last run are end tokens (end=None: nothing), or masks if the end is open (a
+    prompt)."""
+    if fixed and None in holes:
+        raise Fail("this model has a fixed canvas: say how many tokens each hole has, as in [..5], "
+                   "or use a flexmdm model")
+    if end_open:
+        parts, holes = [*parts, []], [*holes, 0]
+    if not fixed:
+        holes = [int(anchored)] * len(holes)
+    size = sum(map(len, parts))
+    if size + sum(holes) > block_size:
+        raise Fail(f"the given text is {size} tokens long, which leaves no room in the model's "
+                   f"block_size of {block_size}: shorten it")
+    ids, opened = list(parts[0]), set()
+    for hole, part in zip(holes, parts[1:]):
+        opened |= {len(ids), len(ids) + hole}                             # the gaps around the hole
+        ids += [-1] * hole + list(part)
+    if fixed and end_open:
+        ids += [-1] * (block_size - len(ids))
+    elif fixed and end is not None:
+        ids += [end] * (block_size - len(ids))
+    ids = torch.tensor(ids, dtype=torch.int64)[None]                            # (1, L)
+    y = torch.where((ids < 0)[:, :, None], code.mask, code.encode(ids.clamp_min(0)))
+    gaps = torch.zeros(1, ids.shape[1] + 1, dtype=torch.bool)
+    gaps[0, list(opened)] = True
+    return y, torch.tensor([ids.shape[1]]), gaps
+
+
+def stack(starts, code):
+    """Several of start_from's states as one batch"""
+    L = max(y.shape[1] for y, _, _ in starts)
+    y = [F.pad(y, (0, 0, 0, L - y.shape[1]), value=code.pad) for y, _, _ in starts]
+    opened = [F.pad(gaps, (0, L + 1 - gaps.shape[1])) for _, _, gaps in starts]
+    return torch.cat(y), torch.cat([n for _, n, _ in starts]), torch.cat(opened)
+
+
+def retimed(predict, trained, used):
+    """predict under another insertion schedule than in training: the network knows alpha(t) only,
+    so it is asked at the time at which its own alpha has that value."""
+    def ask_then(y, n, t, at, given=None):
+        return predict(y, n, trained.inverse(used.at(t)), at, given=given)
+    return ask_then
