@@ -271,7 +271,7 @@ class Loaded:
                 clean = int((start[0][0] != self.code.mask).all(1).sum())
                 prompt = self.code.decode(start[0][:, :clean])
             return sampler.generate_left_to_right(self.predict, self.code, B, block_size,
-                                                  self.tokenizer.eot, settings["temperature"],
+                                                  self.tokenizer.eot, settings.get("temperature", 1.0),
                                                   prompt)
         predict = self.predict
         if used.name != trained.name:

@@ -1,24 +1,24 @@
-"""Documents -> token files -> batches of documents of different lengths. Nothing here knows about diffusion.
+"""Documents -> token files -> batches of documents of different lengths. No diffusion here.
 
-    dataset = load("python")                                # data/python/prepare.py makes what is missing
+    dataset = load("python")                        # data/python/prepare.py makes what is missing
     x, n, given = dataset.train.batch(order(seed=0, step=0, batch_size=64, N=len(dataset.train)))
     dataset.tokenizer.decode(x[0, :n[0]])
 
-A data set is a folder in nanoGPT's format: train.bin and val.bin, uint16 token ids, each document followed by the
-end-of-text id. They are uint32 where the vocabulary needs it, or where the set holds tasks: the highest bit marks
-the tokens that a task gives. meta.json, written last, says what the set was made from and with.
+A data set is a folder in nanoGPT's format: train.bin and val.bin, uint16 token ids, each document
+followed by the end-of-text id. They are uint32 where the vocabulary needs it, or where documents
+are tasks: the highest bit marks the tokens that a task gives. meta.json, written last, says what
+the set was made from and with.
 
-To add a data set, add a folder: data/NAME/prepare.py, with TOKENIZER, a name, BLOCK_SIZE and prepare(folder,
-tokenizer), which calls data.write or data.write_texts.
+To add one, add a folder: data/NAME/prepare.py with its TOKENIZER, its BLOCK_SIZE and a function
+prepare(folder, tokenizer), which ends with data.write_texts or data.write (data/writing.py).
 
-Documents longer than block_size are split at the blank line nearest the middle, recursively, and the blank line is
-dropped (as in FlexMDM's released code). Worked number: block_size 4 and the 7 bytes `ab\\n\\ncde`: the blank line at
-2 is nearest the middle, 3, so the chunks are `ab` and `cde`. Where there is no blank line, chunks are cut at
-block_size: `abcdefg` becomes `abcd` and `efg`. Tasks are never cut: one that is too long is left out, and counted.
+Documents longer than block_size are split at the blank line nearest the middle, recursively, and
+the blank line is dropped (as in FlexMDM's released code). Worked number: block_size 4 and the bytes
+`ab\\n\\ncde`: the blank line at 2 is nearest the middle, 3, so the chunks are `ab` and `cde`. Where
+there is no blank line, chunks are cut at block_size: `abcdefg` becomes `abcd` and `efg`. Tasks are
+never cut: those that are too long are left out, and counted.
 """
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import importlib
@@ -33,19 +33,21 @@ import torch
 from common import Fail, flag, nearest, parse, say
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data")
-__path__ = [HERE]           # this file is the package `data`, and the folder data/ holds its modules
+__path__ = [HERE]       # this file is the package `data`; the modules of the package are in data/
 
-from data.chunks import COUNTS, GIVEN, index                                                # noqa: E402
-from data.tokenizers import Tokenizer, tag_of, tokenizer_for, tokenizer_from                # noqa: E402, F401
-from data.writing import file_sha256, read_json, split, token_type, write, write_texts      # noqa: E402, F401
+from data.chunks import COUNTS, GIVEN, index
+from data.tokenizers import Tokenizer, tag_of, tokenizer_for, tokenizer_from
+from data.writing import (check_sources, exclusive, file_sha256, read_json, ready, split,
+                          token_type, write, write_texts)
 
 
 # -----------------------------------------------------------------------------
 # batches
 
 def order(seed, step, batch_size, N):
-    """The documents of one optimizer step, (batch_size,): a pure function, so that a resumed run sees what it
-    would have seen. Every epoch is a fresh permutation of the N documents; a batch may cross its end."""
+    """The documents of one optimizer step, (batch_size,): a pure function, so that a resumed run
+    sees what it would have seen. Every epoch is a fresh permutation of the N documents; a batch may
+    cross the end of an epoch."""
     first, parts = step * batch_size, []
     while batch_size > 0:
         epoch, at = divmod(first, N)
@@ -56,21 +58,24 @@ def order(seed, step, batch_size, N):
     return np.concatenate(parts).astype(np.int64)
 
 
-@functools.lru_cache(maxsize=4)     # train and val, each with its next epoch: 4 x 70 MB for OpenWebText
+@functools.lru_cache(maxsize=4)     # train and val, each with its next epoch: 4 x 70 MB for owt
 def permutation(seed, epoch, N):
     return np.random.default_rng([seed % 2 ** 64, epoch]).permutation(N).astype(np.uint32)
 
 
 class Documents:
-    """A token file as documents of 1 to block_size tokens; packing "stream": as rows of block_size tokens, ends of
-    text included. They are read when asked for, by os.pread: where a mapped file that shrinks kills the process, a
-    read comes back short.
+    """A token file as documents of 1 to block_size tokens; with packing "stream" as rows of exactly
+    block_size tokens, ends of text included. They are read when asked for, by os.pread: where a
+    mapped file that shrinks kills the process, a read comes back short.
 
-    lengths (N,) and tokens, their sum; fingerprint: of content, block_size and packing; anchored: meta.json's
-    "anchors" (see writing.py); counts: what block_size does to the documents (see chunks.py)."""
+    lengths     (N,), in tokens; tokens: their sum
+    counts      what block_size does to the documents: see chunks.py
+    anchored    see `anchors` in writing.py
+    fingerprint of content, block_size and packing"""
 
     def __init__(self, path, tokenizer, block_size, packing="documents"):
-        self.path, self.tokenizer, self.block_size, self.packing = path, tokenizer, block_size, packing
+        self.path, self.tokenizer = path, tokenizer
+        self.block_size, self.packing = block_size, packing
         meta = read_json(os.path.join(os.path.dirname(path), "meta.json"))
         self.anchored = meta.get("anchors", True)
         self.dtype = np.dtype(meta.get("dtype", token_type(tokenizer, tasks=False)))
@@ -81,22 +86,23 @@ class Documents:
         self.size, self.mtime = self.state()
         if self.size == 0 or self.size % self.dtype.itemsize:
             wrong = "of odd size" if self.size else "empty"
-            raise Fail(f"{path} is {wrong}, so it is no file of {self.dtype} tokens: delete it and prepare the data "
-                       "again")
+            raise Fail(f"{path} is {wrong}, so it is no file of {self.dtype} tokens: delete it and "
+                       "prepare the data again")
 
         table = index(self, meta.get("sha256", {}).get(os.path.basename(path)))
         if table["largest"] >= tokenizer.vocab_size:
-            raise Fail(f"{path} holds the id {table['largest']}, and the {tokenizer.name} vocabulary ends at "
-                       f"{tokenizer.vocab_size - 1}: it was made with another tokenizer, or it is no file of "
-                       f"{self.dtype} tokens")
-        self.starts, self.lengths = table["starts"], table["lengths"]               # (N,) (N,)
+            raise Fail(f"{path} holds the id {table['largest']}, and the {tokenizer.name} "
+                       f"vocabulary ends at {tokenizer.vocab_size - 1}: it was made with another "
+                       f"tokenizer, or it is no file of {self.dtype} tokens")
+        self.starts, self.lengths = table["starts"], table["lengths"]           # (N,) (N,)
         self.tokens = int(self.lengths.sum(dtype=np.int64))
         self.counts = dict(zip(COUNTS, table["counts"].tolist()))
         content = [table["digest"].tobytes(), len(self), block_size, packing]
         self.fingerprint = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
         if not len(self):
-            mend = "prepare it again, or raise --block_size" if packing == "documents" else "lower --block_size"
-            raise Fail(f"{path} holds no document for --block_size {block_size}: {mend}")
+            how = "raise" if packing == "documents" else "lower"
+            raise Fail(f"{path} holds no document for --block_size {block_size}: {how} it, or "
+                       "prepare the data again")
 
     def __len__(self):
         return len(self.starts)
@@ -110,7 +116,8 @@ class Documents:
         width = self.dtype.itemsize
         content = os.pread(self.file.fileno(), width * size, width * start)
         if len(content) != width * size:
-            raise Fail(f"{self.path} shrank while it was in use: delete it and prepare the data again")
+            raise Fail(f"{self.path} shrank while it was in use: delete it and prepare the data "
+                       "again")
         return np.frombuffer(content, dtype=self.dtype)
 
     def read(self, i):
@@ -122,36 +129,38 @@ class Documents:
         return (self.read(i) % GIVEN).tolist()
 
     def given(self, i):
-        """-> list of bool: which tokens the task gives; None where no token of the file can be given"""
+        """-> list of bool: which tokens the task gives; None where none of the file can be given"""
         return (self.read(i) >= GIVEN).tolist() if self.dtype.itemsize > 2 else None
 
     def text_bytes(self, i):
-        """Document i as it was before it was tokenised: half a character stays half a character"""
+        """The text of document i as it was before it was tokenised, also where it has been cut in
+        the middle of a character"""
         return self.tokenizer.decode_bytes(self.document(i))
 
     def batch(self, ids):
-        """-> x (B, L) int64, right-padded with 0, L the longest of the batch; n (B,) int64, the lengths;
-        given (B, L) bool, or None where no token of the file can be given."""
+        """-> x (B, L) int64, right-padded with 0, L the longest of the batch; n (B,) int64, the
+        lengths; given (B, L) bool, or None where no token of the file can be given."""
         if self.state() != (self.size, self.mtime):
-            raise Fail(f"{self.path} changed while it was in use: put the old file back and resume, or start again")
-        n = self.lengths[np.asarray(ids, dtype=np.int64)].astype(np.int64)          # (B,)
-        x = np.zeros((len(n), n.max(initial=0)), dtype=np.int64)                    # (B, L)
+            raise Fail(f"{self.path} changed while it was in use: put the old file back and "
+                       "resume, or start again")
+        n = self.lengths[np.asarray(ids, dtype=np.int64)].astype(np.int64)      # (B,)
+        x = np.zeros((len(n), n.max(initial=0)), dtype=np.int64)                # (B, L)
         for row, i in enumerate(ids):
             x[row, :n[row]] = self.read(i)
         given = torch.from_numpy(x >= GIVEN) if self.dtype.itemsize > 2 else None
         return torch.from_numpy(x % GIVEN), torch.from_numpy(n), given
 
     def report(self):
-        """One line about documents that block_size cuts or leaves out; '' where there is none"""
-        counts, parts = self.counts, []
-        if counts["cut"]:
-            parts.append(f"{counts['cut']:,} documents are longer than --block_size {self.block_size} and are cut")
-        if counts["left_out"]:
-            parts.append(f"{counts['left_out']:,} tasks are longer than --block_size {self.block_size} and are left out")
+        """One line on what block_size does to the documents, '' where it does nothing"""
+        flag_now, parts = f"--block_size {self.block_size}", []
+        if self.counts["cut"]:
+            parts.append(f"{self.counts['cut']:,} documents longer than {flag_now} are cut")
+        if self.counts["left_out"]:
+            parts.append(f"{self.counts['left_out']:,} tasks longer than {flag_now} are left out")
         if parts:
-            parts.append(f"--block_size {counts['longest']} keeps them whole")
-        if counts["empty"]:
-            parts.append(f"{counts['empty']:,} empty documents are left out")
+            parts.append(f"--block_size {self.counts['longest']} keeps all of them whole")
+        if self.counts["empty"]:
+            parts.append(f"{self.counts['empty']:,} empty documents are left out")
         return f"{self.path}: {'; '.join(parts)}" if parts else ""
 
 
@@ -168,139 +177,98 @@ class Dataset:
     meta: dict
 
 
-def load(dataset, data_dir="", block_size=0, tokenizer="", split="", field="text", packing="documents", source="",
-         url="", workers=0):
-    """A data set by its name (a folder data/NAME with a prepare.py), by the path of a text (.txt, .jsonl, .jsonl.gz),
-    or by a folder of token files (or its name in data_dir). Made where it is missing.
+def load(dataset, data_dir="", block_size=0, tokenizer="", split="", field="text",
+         packing="documents", source="", url="", workers=0):
+    """A data set, by its name (a folder data/NAME with a prepare.py), by the path of a text (.txt,
+    .jsonl, .jsonl.gz), or by a folder of token files (its path, or its name in data_dir). It is
+    made where it is missing.
 
-    tokenizer: a name or a Tokenizer; "": the set's own. block_size 0: the set's own.
-    For prepare.py: split, field (what a document is in a text), source (files to read instead of a download), url,
-    workers; "" and 0: its defaults."""
-    check_choice("packing", packing, ["documents", "stream"])
-    check_choice("split", split or "file", ["paragraph", "line", "file"])
-    options = dict(source=source, split=split, field=field, url=url, workers=workers)
+    block_size 0, tokenizer "" (else a name or a Tokenizer): the set's own
+    split, field        what a document is in a .txt and in a .jsonl
+    source              files to make the set from, where its prepare.py takes some
+    url, workers        of data/owt/prepare.py"""
+    for name, value, known in (("packing", packing, ["documents", "stream"]),
+                               ("split", split or "file", ["paragraph", "line", "file"])):
+        if value not in known:
+            raise Fail(f"--{name} {value}: it is one of {', '.join(known)}")
     home, prepare = data_dir or HERE, None
     if dataset in names():
         module = importlib.import_module(f"data.{dataset}.prepare")
-        tokenizer, block_size = tokenizer or module.TOKENIZER, block_size or module.BLOCK_SIZE
-        prepare = module.prepare
-        folder = with_tokenizer(os.path.join(home, dataset), tokenizer, module.TOKENIZER)
-        if dataset == "owt" and os.path.exists(os.path.join(home, "train.bin")):    # a folder that nanoGPT made
-            folder = home
+        prepare, tokenizer = module.prepare, tokenizer or module.TOKENIZER
+        block_size = block_size or module.BLOCK_SIZE
+        folder = folder_of(os.path.join(home, dataset), tokenizer, module.TOKENIZER)
+        if dataset == "owt" and os.path.exists(os.path.join(home, "train.bin")):
+            folder = home                                   # a folder that nanoGPT made
         if source and "source" not in inspect.signature(prepare).parameters:
-            raise Fail(f"the data set {dataset} is not made from files, so it takes none: leave out {source}")
+            raise Fail(f"the data set {dataset} is not made from files: leave out {source}")
     elif os.path.isfile(dataset):
-        tokenizer, options["source"] = tokenizer or "bytes", dataset
         prepare = importlib.import_module("data.text.prepare").prepare
-        folder = os.path.join(home, "text", text_name(dataset, split or "paragraph", field, tag_of(tokenizer)))
+        tokenizer, source, split = tokenizer or "bytes", dataset, split or "paragraph"
+        folder = os.path.join(home, "text", text_name(dataset, split, field, tag_of(tokenizer)))
     else:
         folder = next(filter(os.path.isdir, [dataset, os.path.join(home, dataset)]), "")
         if not folder:
-            raise Fail(f"unknown data set {dataset!r}{nearest(dataset, names())} (there are {', '.join(names())}; and "
-                       "there is no file or folder of that name)")
+            raise Fail(f"unknown data set {dataset!r}{nearest(dataset, names())} (known: "
+                       f"{', '.join(names())}; and there is no file or folder of that name)")
     block_size = block_size or 1024
     if block_size < 2:
-        raise Fail(f"--block_size {block_size} is too small: a document needs room for 2 tokens at least")
+        raise Fail(f"--block_size {block_size} is too small: a document needs room for 2 tokens")
     with exclusive(folder, prepare):
         if not ready(folder):
+            options = dict(source=source, split=split, field=field, url=url, workers=workers)
             takes = inspect.signature(prepare).parameters
-            prepare(folder, tokenizer, **{k: v for k, v in options.items() if v and k in takes})
+            options = {k: value for k, value in options.items() if value and k in takes}
+            prepare(folder, tokenizer, **options)
         elif source and dataset in names():
-            check_sources(folder, options)
+            check_sources(folder, source, split, field)
         return opened(dataset, folder, tokenizer, block_size, packing)
 
 
-def check_choice(name, value, known):
-    if value not in known:
-        raise Fail(f"--{name} {value}: it is one of {', '.join(known)}")
-
-
 def names():
-    """The data sets that can be made: folders with a prepare.py. (data/text makes one of any text.)"""
-    found = [name for name in os.listdir(HERE) if os.path.exists(os.path.join(HERE, name, "prepare.py"))]
-    return sorted(set(found) - {"text"})
+    """The data sets that can be made: folders with a prepare.py. (data/text: one of any file.)"""
+    folders = [f for f in os.listdir(HERE) if os.path.exists(os.path.join(HERE, f, "prepare.py"))]
+    return sorted(set(folders) - {"text"})
 
 
-def with_tokenizer(folder, tokenizer, default):
-    """The folder of a named set: data/NAME, and for another tokenizer than its own data/NAME/TOKENIZER"""
+def folder_of(folder, tokenizer, default):
+    """Where a named set is: in data/NAME, and with another tokenizer in data/NAME/TOKENIZER"""
     made = read_json(os.path.join(folder, "meta.json")).get("tokenizer", {})
-    own = tag_of(tokenizer) in (tag_of(default), made.get("tag"))
-    return folder if own else os.path.join(folder, tag_of(tokenizer))
+    if tag_of(tokenizer) in (tag_of(default), made.get("tag")):
+        return folder
+    return os.path.join(folder, tag_of(tokenizer))
 
 
 def text_name(path, split, field, tag):
-    """STEM-HASH: a changed text, or other options, are another data set"""
-    key = hashlib.sha256(json.dumps([file_sha256(path), split, field, tag]).encode()).hexdigest()[:8]
-    return f"{os.path.basename(path).split('.')[0]}-{key}"
-
-
-def ready(folder):
-    """Are both files there, and none half made?"""
-    train, val, unfinished = (os.path.exists(os.path.join(folder, f)) for f in ("train.bin", "val.bin", "unfinished"))
-    if train != val and not unfinished:
-        here, missing = ("train.bin", "val.bin") if train else ("val.bin", "train.bin")
-        raise Fail(f"{folder} has {here} but no {missing}: put it there, or delete the other one")
-    return train and val and not unfinished
-
-
-def sources(path):
-    """What a set was made from, for meta.json: the path, how many files are there, how many bytes they have"""
-    if not os.path.exists(path):
-        raise Fail(f"there is no {path}")
-    files = [os.path.join(folder, f) for folder, _, files in os.walk(path) for f in files] or [path]
-    return {"from": os.path.abspath(path), "files": len(files), "bytes": sum(map(os.path.getsize, files))}
-
-
-def check_sources(folder, options):
-    """Raises Fail where the set in `folder` was made from another source than the one that is named now."""
-    made, source = read_json(os.path.join(folder, "meta.json")).get("made", {}), options["source"]
-    asked = {"from": os.path.abspath(source)}
-    if os.path.exists(source):
-        asked = sources(source) | {k: options[k] for k in ("split", "field") if options[k]}
-    for key, value in asked.items():
-        if made.get(key) != value:
-            raise Fail(f"{folder} was made from other sources ({key} {made.get(key, 'unknown')}, now {value}): delete it to "
-                       "make it again, or name another --data_dir")
-
-
-@contextlib.contextmanager
-def exclusive(folder, prepare):
-    """One process makes a data set, the others (torchrun starts many) wait. The lock of a process that died is gone."""
-    if not prepare and not ready(folder):
-        raise Fail(f"{folder} has no train.bin and val.bin, so it is no data set")
-    try:
-        os.makedirs(folder, exist_ok=True)
-        lock = open(os.path.join(folder, ".lock"), "w")
-    except OSError as e:
-        if not ready(folder):
-            raise Fail(f"cannot write {folder} ({e.strerror}): name another --data_dir") from None
-        yield                       # a folder that is only read needs no lock
-        return
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    """STEM-HASH: another text, or other options, are another data set."""
+    made = json.dumps([file_sha256(path), split, field, tag])
+    stem = os.path.basename(path).split(".")[0]
+    return f"{stem}-{hashlib.sha256(made.encode()).hexdigest()[:8]}"
 
 
 def opened(name, folder, asked, block_size, packing):
-    """The files in `folder` -> Dataset. asked: a tokenizer or its name; "": the one that the set was made with"""
+    """What is in `folder` -> Dataset. asked: a tokenizer or its name; "": that of the set"""
     meta = read_json(os.path.join(folder, "meta.json"))
     if not asked and not meta and os.path.exists(os.path.join(folder, "meta.pkl")):
-        raise Fail(f"{folder} holds characters in a code of nanoGPT's own (meta.pkl): name its text instead, "
-                   f"--dataset {folder}/input.txt")
-    made = meta.get("tokenizer") or {"name": tag_of(asked or "gpt2"), "tag": tag_of(asked or "gpt2")}
-    if asked and tag_of(asked) not in made.values():
-        raise Fail(f"{folder} was tokenised as {made['name']}, not as {tag_of(asked)}")
-    if "bpe.json" in meta.get("sha256", {}):
+        raise Fail(f"{folder} holds characters in a code of nanoGPT's own (meta.pkl): name its "
+                   f"text instead, --dataset {folder}/input.txt")
+    spec = meta.get("tokenizer", {"name": "gpt2"})
+    if asked and meta and tag_of(asked) not in spec.values():
+        raise Fail(f"{folder} was tokenised as {spec['name']}, not as {tag_of(asked)}")
+    vocabulary = meta.get("sha256", {}).get("bpe.json")
+    if vocabulary:
         path = os.path.join(folder, "bpe.json")
-        if not os.path.exists(path) or file_sha256(path) != meta["sha256"]["bpe.json"]:
-            raise Fail(f"{path} is missing or not what meta.json says: delete {folder} to prepare it again")
-        made = read_json(path)
-    tokenizer = tokenizer_from(asked if asked and not tag_of(asked).startswith("bpe") else made)
-    train, val = (Documents(os.path.join(folder, f), tokenizer, block_size, packing) for f in ("train.bin", "val.bin"))
-    if os.environ.get("RANK", "0") == "0":
-        for line in filter(None, [train.report(), val.report()]):
-            say(line)
-    return Dataset(name, folder, train, val, tokenizer, meta)
+        if not os.path.exists(path) or file_sha256(path) != vocabulary:
+            raise Fail(f"{path} is not what meta.json says: delete {folder} to prepare it again")
+        tokenizer = tokenizer_from(read_json(path))
+    else:
+        tokenizer = tokenizer_from(asked or spec)
+    sides = {}
+    for side in ("train", "val"):
+        path = os.path.join(folder, f"{side}.bin")
+        sides[side] = Documents(path, tokenizer, block_size, packing)
+        if sides[side].report() and os.environ.get("RANK", "0") == "0":
+            say(sides[side].report())
+    return Dataset(name, folder, sides["train"], sides["val"], tokenizer, meta)
 
 
 # -----------------------------------------------------------------------------
@@ -308,13 +276,13 @@ def opened(name, folder, asked, block_size, packing):
 
 @dataclasses.dataclass
 class Args:
-    tokenizer: str = flag("", "bytes, gpt2, bpe, bpe-SIZE or the folder of a pretrained model; empty: the set's own")
-    data_dir: str = flag("", "a folder for data sets; empty: data/, beside prepare.py")
+    tokenizer: str = flag("", "bytes, gpt2, bpe, bpe-SIZE, a model's folder; empty: the set's own")
+    data_dir: str = flag("", "where to put it; empty: data/, beside prepare.py")
 
 
 def by_hand(name, doc, cls=Args, argv=None):
-    """What `python data/NAME/prepare.py` does: make the set, unless it is there."""
+    """What prepare.py does when it is run by hand: make the set, unless it is there."""
     args = parse(cls, doc, sys.argv[1:] if argv is None else argv)
     dataset = load(name, **dataclasses.asdict(args))
     for docs in (dataset.train, dataset.val):
-        say(f"{docs.path}: {len(docs):,} documents, {docs.tokens:,} tokens, fingerprint {docs.fingerprint}")
+        say(f"{docs.path}: {len(docs):,} documents, {docs.tokens:,} tokens")

@@ -77,7 +77,8 @@ def pack(y, n, at, given, pad, end_slot, causal):
     if given is None:
         given = torch.zeros_like(at)
     y, at, given = F.pad(y, (0, 0, 0, 1)), F.pad(at, (0, 1)), F.pad(given, (0, 1))   # L + 1 slots
-    y = torch.where(below(n, L + 1)[:, :, None], y, pad)
+    inside = below(n, L + 1)                                                # (B, L + 1)
+    y, given = torch.where(inside[:, :, None], y, pad), given & inside
     if causal:                                                              # slot i sees slot i - 1
         y, given = y.roll(1, 1), given.roll(1, 1)
         y[:, 0] = pad
@@ -101,18 +102,16 @@ def attend(q, k, v, packed, causal):
     if flash(q):
         window = (-1, 0) if causal else (-1, -1)
         return varlen_attn(q, k, v, ends, ends, longest, longest, window_size=window)
-    # elsewhere every document is padded to the longest
-    B, H = len(ends) - 1, q.shape[1]
-    place = packed.doc * longest + packed.pos                               # (T,)
+    return attend_one_by_one(q, k, v, ends, causal)
 
-    def spread(x):                                                          # (B, H, longest, hd)
-        blank = x.new_zeros(B * longest, H * x.shape[2])
-        return blank.index_copy(0, place, x.flatten(1)).view(B, longest, H, -1).transpose(1, 2)
 
-    mask = None if causal else below(ends.diff(), longest)[:, None, None]   # (B, 1, 1, longest)
-    out = F.scaled_dot_product_attention(spread(q), spread(k), spread(v), mask, is_causal=causal)
-    out = out.transpose(1, 2).reshape(B * longest, -1)
-    return F.embedding(place, out).unflatten(1, q.shape[1:])                # its backward is fast
+@torch.compiler.disable                             # the lengths differ in every step
+def attend_one_by_one(q, k, v, ends, causal):
+    """The same where there is no flash attention: on a CPU faster than padding to the longest."""
+    lengths = ends.diff().tolist()
+    rows = [x.transpose(0, 1)[None].split(lengths, 2) for x in (q, k, v)]       # (1, H, n, hd) each
+    out = [F.scaled_dot_product_attention(*qkv, is_causal=causal) for qkv in zip(*rows)]
+    return torch.cat(out, 2)[0].transpose(0, 1)
 
 
 def rotate(x, cos, sin):
@@ -225,8 +224,7 @@ class Network(nn.Module):
         if self.never and not self.training:
             logits = logits.index_fill(1, torch.tensor(self.never, device=device), -torch.inf)
         if log_g is not None:
-            place = packed.doc * (L + 1) + packed.pos
-            log_g = log_g.new_zeros(B * (L + 1)).index_copy(0, place, log_g).view(B, L + 1)
+            log_g = log_g.new_zeros(B, L + 1).index_put((packed.doc, packed.pos), log_g)
         return logits, log_g
 
     def count(self):

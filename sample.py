@@ -37,7 +37,7 @@ class Args:
     prompt: str = flag("", "a beginning to continue")
     infill: str = flag("", "a text with holes: [..] is one token or more; [..8] is 8 of them")
     show: bool = flag(False, "play the generation in the terminal")
-    trace: str = flag("", "save the generation of the first document as a .gif")
+    trace: str = flag("", "save the generation of at most 6 documents as a .gif")
     save: str = flag("", "write the documents to this .jsonl instead of the terminal")
     insertion: str = flag("", "another insertion schedule than in training")
     unmasking: str = flag("", "another unmasking schedule than in training")
@@ -50,16 +50,20 @@ def run(argv=None):
     args = parse(Args, __doc__, argv)
     if args.trace and not args.trace.endswith(".gif"):
         raise Fail(f"--trace {args.trace} must end in .gif")
+    if args.save and (args.show or args.trace):
+        raise Fail("--save writes documents, --show and --trace draw a few: give one")
     loaded = checkpoint.load(args.out_dir, pick_device(args.device))
     settings = {name: getattr(args, name) for name in SETTINGS}
     began = time.time()
     if args.show or args.trace:
-        film, text = movie.record(loaded, seed=args.seed, **settings)
+        film, text = movie.record(loaded, args.seed, args.num_samples, **settings)
         if args.show:
             movie.play(film)
+        else:
+            say(text)
         if args.trace:
             movie.draw_gif(args.trace, film)
-            say(f"{args.trace}: the making of: {text}")
+            say(f"{args.trace}: how these were written")
         return
     texts, seed = [], args.seed
     for first in range(0, args.num_samples, args.batch_size):

@@ -26,15 +26,14 @@ from dataclasses import asdict, dataclass, fields
 from types import SimpleNamespace
 
 import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint.state_dict as sharded
 import torch.nn.functional as F
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import checkpoint
 import data
 import interpolant
+import parallel
 import prime
 import rates
 from common import Fail, Log, Stop, flag, lock, main, parse, say
@@ -307,8 +306,7 @@ def validate(net, documents, code, args, pieces, rank, world):
             sums[0] += float(unmask[real].double().sum())
             sums[1] += float(insert[real].double().sum())
         sums[2] += batch.tokens / world
-    if world > 1:
-        dist.all_reduce(sums)
+    parallel.total(sums, world)
     return (sums[:2] / sums[2]).tolist()
 
 
@@ -334,50 +332,12 @@ def update_ema(net, ema, step, decay):
     torch._foreach_lerp_(list(ema.values()), [weights[name].detach() for name in ema], 1 - d)
 
 
-# state dicts, put together from all processes under --fsdp
-FULL = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True, broadcast_from_rank0=True)
-PARTIAL = sharded.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
-
-
-def trained_weights(net):
-    """What training changes, {name: tensor on the CPU}: all, or a pretrained model's adapters"""
-    names = {name for name, p in net.named_parameters() if p.requires_grad}
-    if isinstance(net, FSDPModule):
-        state = sharded.get_model_state_dict(net, options=FULL)
-    else:
-        state = net.state_dict()
-    return {name: w.detach().cpu().clone() for name, w in state.items() if name in names}
-
-
-def optimizer_state(net, optimizer):
-    if isinstance(net, FSDPModule):
-        return sharded.get_optimizer_state_dict(net, optimizer, options=FULL)
-    return optimizer.state_dict()
-
-
-@torch.no_grad()
-def set_trained(net, weights):
-    if isinstance(net, FSDPModule):
-        sharded.set_model_state_dict(net, weights, options=PARTIAL)
-        return
-    for name, p in net.named_parameters():
-        if name in weights:
-            p.copy_(weights[name])
-
-
-def set_optimizer(net, optimizer, state):
-    if isinstance(net, FSDPModule):
-        sharded.set_optimizer_state_dict(net, optimizer, state, options=FULL)
-    else:
-        optimizer.load_state_dict(state)
-
-
 def run_state(net, ema, optimizers):
     """The tensors of a checkpoint"""
-    moments = [optimizer_state(net, optimizer) for optimizer in optimizers]
-    weights = trained_weights(net)
+    moments = [parallel.optimizer_state(net, optimizer) for optimizer in optimizers]
+    weights = parallel.trained_weights(net)
     swap(net, ema)
-    averages = trained_weights(net)
+    averages = parallel.trained_weights(net)
     swap(net, ema)
     return dict(model=weights, ema=averages, optimizer=moments)
 
@@ -387,11 +347,11 @@ def restore(net, ema, optimizers, content, dataset):
     if content["fingerprint"] != dataset.train.fingerprint:
         raise Fail("the training data differs from that of the run being resumed: restore it, or "
                    "start another --out_dir")
-    set_trained(net, content["ema"])
+    parallel.set_trained(net, content["ema"])
     swap(net, ema)
-    set_trained(net, content["model"])
+    parallel.set_trained(net, content["model"])
     for optimizer, state in zip(optimizers, content["optimizer"], strict=True):
-        set_optimizer(net, optimizer, state)
+        parallel.set_optimizer(net, optimizer, state)
 
 
 def start_weights(net, path):
@@ -405,7 +365,7 @@ def start_weights(net, path):
     if odd or content.get("base"):
         raise Fail(f"{path} is of another kind or size ({' '.join(odd[:1])}): give the flags that "
                    "it was trained with, or train from scratch")
-    set_trained(net, theirs)
+    parallel.set_trained(net, theirs)
 
 
 def build(args, tokenizer, content):
@@ -444,20 +404,6 @@ def resumed(args, content):
                        "start another --out_dir")
 
 
-def start_processes(args):
-    """-> rank, world. torchrun starts many processes, python one."""
-    if "RANK" not in os.environ:
-        return 0, 1
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if args.device == "cuda":
-        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(args.device)
-        dist.init_process_group("cpu:gloo,cuda:nccl")
-    else:
-        dist.init_process_group("gloo")
-    return rank, world
-
-
 def claim(args):
     """Lock out_dir, and refuse to write over a run"""
     held = lock(args.out_dir)
@@ -475,12 +421,14 @@ PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}     # dense bf16 FLOP/s
 
 
 def mfu_text(net, args, tokens, seconds):
-    """' | mfu 41%' on a GPU whose peak is known: forward and backward FLOPs of the slots that exist
-    (blocks and attention) and of those that are masked (head), over the peak. tokens: of a process'
-    documents."""
-    peaks = [peak for name, peak in PEAK.items()
-             if args.device.startswith("cuda") and name in torch.cuda.get_device_name()]
-    if not peaks:
+    """' | mfu 41%' on a GPU whose peak is known: the FLOPs, forward and backward, of the slots that
+    exist (blocks, attention) and of those that are masked (head), over the peak. tokens: in the
+    documents of one process."""
+    if not args.device.startswith("cuda"):
+        return ""
+    name = torch.cuda.get_device_name()
+    peak = next((peak for known, peak in PEAK.items() if known in name), None)
+    if peak is None:
         return ""
     present, masked = 1.0, 1.0
     if args.method != "ar":                         # measured on noise: it depends on the schedules
@@ -489,10 +437,11 @@ def mfu_text(net, args, tokens, seconds):
         noised = interpolant.interpolate(x, n, t, *schedules(args), mask=1, pad=2)
         present = float(noised.n.sum() / n.sum())
         masked = float((noised.y == 1).any(2).sum() / n.sum())
-    total, blocks = net.count()
-    attention = 2 * net.config.n_layer * net.config.n_embd * present * args.block_size / 2
-    flops = 6 * tokens * (present * (blocks + attention) + masked * net.head.weight.numel())
-    return f" | mfu {100 * flops / seconds / peaks[0]:.0f}%"
+    # assumption: documents of 0.62 block_size, as OpenWebText's; a slot attends to all of its
+    # document
+    attention = 2 * args.n_layer * args.n_embd * present * 0.62 * args.block_size
+    weights = present * (net.count()[1] + attention) + masked * net.head.weight.numel()
+    return f" | mfu {100 * 6 * tokens * weights / seconds / peak:.0f}%"
 
 
 # -----------------------------------------------------------------------------
@@ -509,18 +458,7 @@ class Window:
 
     def total(self, world):
         """The sums over all processes, on the CPU"""
-        sums = self.sums.cpu().clone()
-        if world > 1:
-            dist.all_reduce(sums)
-        return sums
-
-
-def agreed(asked, world):
-    """Was any process asked to stop? All of them have to leave at the same step."""
-    answer = torch.tensor(float(asked))
-    if world > 1:
-        dist.all_reduce(answer)
-    return bool(answer)
+        return parallel.total(self.sums.cpu().clone(), world)
 
 
 def step_optimizers(net, optimizers, lr, clip):
@@ -566,7 +504,7 @@ def train(argv=None):
         content = checkpoint.newest_good(args.out_dir, say)
         resumed(args, content)
     settle(args)
-    rank, world = start_processes(args)
+    rank, world = parallel.start(args)
     print_once = say if rank == 0 else (lambda line: None)
     held = claim(args) if rank == 0 else None       # noqa: F841 (kept until the process ends)
 
@@ -581,9 +519,7 @@ def train(argv=None):
     if not resume and args.init_from != "scratch" and not llada.is_folder(args.init_from):
         start_weights(net, args.init_from)
     if args.fsdp:
-        for block in net.blocks:
-            fully_shard(block)
-        fully_shard(net)
+        parallel.shard(net)
     ema = {name: p.detach().clone() for name, p in net.named_parameters() if p.requires_grad}
     optimizers = optimizers_for(net, args)
     step, seconds_before, window = 0, 0.0, Window(args.device)
@@ -680,7 +616,7 @@ def train(argv=None):
             window, clock, clock_step = Window(args.device), now, step
 
         # asked to stop?
-        if agreed(stop.asked, world):
+        if parallel.agreed(stop.asked, world):
             save()
             print_once(f"stopped after step {step}: go on with --init_from resume "
                        f"--out_dir {args.out_dir}")
@@ -689,7 +625,7 @@ def train(argv=None):
     print_once(f"{args.out_dir}/: ckpt.pt, log.csv, loss.png after {time.time() - began:.0f} s")
     if world > 1:
         del model                                   # its reducer must not outlive the processes
-        dist.destroy_process_group()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Download a file that may take hours: goes on where a cut connection or a killed run stopped."""
+"""Download files that may take hours: goes on where a cut connection or a killed run stopped."""
 import errno
 import http.client
 import os
@@ -13,7 +13,7 @@ from common import Fail, say
 def expand(url):
     """'x{00..20}.tar' -> the 21 addresses"""
     if not url.startswith(("http://", "https://")):
-        raise Fail(f"{url!r} is no web address: --url takes http://... or https://..., --from takes files")
+        raise Fail(f"{url!r} is no web address: --url takes http(s)://..., --from takes files")
     found = re.search(r"\{(\d+)\.\.(\d+)\}", url)
     if not found:
         return [url]
@@ -23,7 +23,7 @@ def expand(url):
 
 
 def download(url, path, tries=5):
-    """url -> path, by way of path.partial. Gives up after `tries` attempts in a row that brought nothing new."""
+    """url -> path, by way of path.partial. Gives up after `tries` attempts that brought nothing."""
     partial, failures, most = path + ".partial", 0, 0
     while failures < tries:
         time.sleep(2 ** failures - 1)
@@ -35,31 +35,32 @@ def download(url, path, tries=5):
             problem = "the connection was cut"
         except urllib.error.HTTPError as e:
             problem = f"{e.code} {e.reason}"
-            if e.code == 416 and os.path.exists(partial):       # nothing beyond what we have: not our file
-                os.unlink(partial)
+            if e.code == 416 and os.path.exists(partial):       # nothing beyond what we have
+                os.unlink(partial)                              # is not our file: start over
             elif e.code < 500 and e.code != 429:
-                raise Fail(f"{url} answers {problem}: name another place with --url, or files that you have with "
-                           "--from") from None
-        except (OSError, http.client.HTTPException) as e:       # no network, a time-out, a cut connection
+                raise Fail(f"{url} answers {problem}: name another place with --url, or files that "
+                           "you have with --from") from None
+        except (OSError, http.client.HTTPException) as e:       # no network, a time-out
             if getattr(e, "errno", None) == errno.ENOSPC:
                 raise
             problem = getattr(e, "reason", e)
-        have = os.path.getsize(partial) if os.path.exists(partial) else 0
+        have = file_size(partial)
         failures = 1 if have > most else failures + 1
         most = max(most, have)
         if failures < tries:
             say(f"{url}: {problem}; trying again")
-    raise Fail(f"cannot download {url} ({problem}): check the network and run the same command again, it goes on "
-               "where this one stopped; or name files that you have with --from")
+    raise Fail(f"cannot download {url} ({problem}): check the network and run the same command "
+               "again, it goes on where this one stopped; or name files that you have with --from")
 
 
 def fetch(url, partial):
-    """One attempt: append to the file `partial` what it lacks -> its size now, and what the server says it should be
-    (0: it does not say)"""
-    have = os.path.getsize(partial) if os.path.exists(partial) else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    """One attempt: append to the file `partial` what it lacks -> its size, and what the server says
+    that it should be (0: it does not say)"""
+    have = file_size(partial)
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    request = urllib.request.Request(url, headers=headers)
     with urllib.request.urlopen(request, timeout=60) as r:
-        start = have if r.status == 206 else 0                  # a server without ranges sends all of it again
+        start = have if r.status == 206 else 0      # a server without ranges sends all of it again
         total = start + int(r.headers.get("Content-Length", -start))
         with open(partial, "r+b" if have else "wb") as f:
             f.truncate(start)
@@ -67,3 +68,7 @@ def fetch(url, partial):
             while block := r.read(2 ** 20):
                 f.write(block)
             return f.tell(), total
+
+
+def file_size(path):
+    return os.path.getsize(path) if os.path.exists(path) else 0

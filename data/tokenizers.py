@@ -1,9 +1,9 @@
-"""Tokenizers: text <-> ids. A tokenizer is known by its name, or by the plain dict that its spec() returns:
+"""Tokenizers: text <-> ids. One is known by its name, or by the dict that its spec() returns.
 
-    bytes           utf-8 bytes, V = 256; NUL ends a text, and is dropped from texts
+    bytes           utf-8 bytes, V = 256; NUL ends a document, and is dropped from texts
     bpe, bpe-2048   byte-level BPE, trained on the data set (bpe.py); V = 1024, or as named
     gpt2            tiktoken's GPT-2, V = 50257
-    numbers-V       ids that stand for themselves, such as the cells of a maze; the last one ends a document
+    numbers-V       ids that stand for themselves, such as the cells of a maze; the last is the end
     FOLDER          that of a pretrained model, with its tokenizer.json and config.json
 """
 import functools
@@ -19,11 +19,12 @@ from retrofit import tokenizer as hub
 
 
 class Tokenizer:
-    """Text <-> ids by a tiktoken.Encoding, or what looks like one. `eot` ends a document and is in no text."""
+    """`encoding`: a tiktoken.Encoding, or what looks like one. `eot` ends a document; no text has
+    it."""
 
     def __init__(self, name, encoding, vocab_size, eot, tag="", ranks=()):
         self.name, self.encoding, self.vocab_size, self.eot = name, encoding, vocab_size, eot
-        self.tag = tag or name      # names folders; for a trained or a pretrained one it holds a hash
+        self.tag = tag or name      # names folders; with a hash for trained and pretrained ones
         self.ranks = ranks          # of a trained one: its tokens, as bytes
 
     def encode(self, text):
@@ -48,7 +49,7 @@ class Tokenizer:
 
     @functools.cached_property
     def blank_line(self):
-        """The ids between a and b in 'a\\n\\nb'; [] where a blank line has no tokens of its own"""
+        """The ids between a and b in 'a\\n\\nb'; [] where a blank line has no ids of its own"""
         try:
             ids = self.encode("a\n\nb")[1:-1]
         except Fail:
@@ -57,8 +58,6 @@ class Tokenizer:
 
 
 class Utf8:
-    """The bytes of a text; NUL, which ends a document, is dropped."""
-
     def encode_ordinary(self, text):
         return list(text.encode().replace(b"\0", b""))
 
@@ -67,22 +66,23 @@ class Utf8:
 
 
 class Numbers:
-    """Ids that stand for themselves, such as the cells of a maze: the text of [3, 14] is '3 14'."""
+    """The text of [3, 14] is '3 14'. `end` and more are no numbers."""
 
     def __init__(self, end):
         self.end = end
 
     def encode_ordinary(self, text):
-        if not all(word.isdecimal() and int(word) < self.end for word in text.split()):
+        words = text.split()
+        if not all(word.isdecimal() and int(word) < self.end for word in words):
             raise Fail(f"{text!r} must be whole numbers below {self.end} with spaces between them")
-        return [int(word) for word in text.split()]
+        return [int(word) for word in words]
 
     def decode_bytes(self, ids):
         return " ".join(map(str, ids)).encode()
 
 
 def tokenizer_from(spec):
-    """A name or a spec -> Tokenizer. Raises Fail for an unknown name, and for a BPE that is not trained yet."""
+    """A name or a spec -> Tokenizer. Raises Fail for an unknown name, and for an untrained BPE."""
     if isinstance(spec, Tokenizer):
         return spec
     spec = spec if isinstance(spec, dict) else {"name": spec}
@@ -98,37 +98,40 @@ def tokenizer_from(spec):
         return Tokenizer(name, Numbers(last), last + 1, last)
     if os.path.exists(os.path.join(name, "tokenizer.json")):
         return Tokenizer(name, *hub.load(name), tag_of(name))
-    raise Fail(f"unknown tokenizer {name!r}: it is bytes, gpt2, bpe, bpe-SIZE, numbers-V, or a folder with a "
-               "tokenizer.json")
+    raise Fail(f"unknown tokenizer {name!r}: it is bytes, gpt2, bpe or bpe-SIZE (for a data set "
+               "that is made from texts), numbers-V, or a folder with a tokenizer.json")
 
 
 def tokenizer_for(tokenizer, texts):
-    """The same, but 'bpe' (a vocabulary of 1024) and 'bpe-SIZE' are trained on `texts`."""
+    """The same, but bpe and bpe-SIZE are trained on `texts`."""
     size = bpe_size(tokenizer)
     if not size:
         return tokenizer_from(tokenizer)
     if not 257 <= size <= 2 ** 16:
         raise Fail(f"--tokenizer {tokenizer}: the size must be between 257 and 65536")
-    ranks = train(texts, size - 1)              # one more token is the end of text
+    ranks = train(texts, size - 1)                  # the last id is the end of text
     return trained(f"bpe-{size}", [token.hex() for token in ranks])
 
 
 def bpe_size(tokenizer):
     """'bpe' -> 1024, 'bpe-2048' -> 2048, anything else -> 0"""
-    found = re.fullmatch(r"bpe(?:-(\d{1,9}))?", tokenizer if isinstance(tokenizer, str) else "")
+    if not isinstance(tokenizer, str):
+        return 0
+    found = re.fullmatch(r"bpe(?:-(\d{1,9}))?", tokenizer)
     return int(found[1] or 1024) if found else 0
 
 
 def trained(name, ranks):
-    """A byte-level BPE from its tokens, hexadecimal, by rank. The id after the last rank ends a text."""
+    """A byte-level BPE from its tokens, hexadecimal, by rank. The id after the last ends a text."""
     try:
         tokens = [bytes.fromhex(token) for token in ranks]
     except (TypeError, ValueError):
         tokens = []
-    if len(set(tokens)) < len(tokens) or not {bytes([b]) for b in range(256)} <= set(tokens):
+    unique = set(tokens)
+    if len(unique) < len(tokens) or not {bytes([b]) for b in range(256)} <= unique:
         raise Fail(f"the vocabulary of the tokenizer {name!r} is damaged: prepare the data again")
-    by_rank = {token: rank for rank, token in enumerate(tokens)}
-    encoding = tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=by_rank, special_tokens={})
+    encoding = tiktoken.Encoding(name, pat_str=PATTERN, special_tokens={},
+                                 mergeable_ranks={token: rank for rank, token in enumerate(tokens)})
     tag = f"{name}-{hashlib.sha256(repr(tokens).encode()).hexdigest()[:8]}"
     return Tokenizer(name, encoding, len(tokens) + 1, len(tokens), tag, tokens)
 
@@ -137,16 +140,18 @@ def trained(name, ranks):
 def gpt2():
     try:
         return tiktoken.get_encoding("gpt2")
-    except Exception as e:      # no network, a proxy, a damaged file: requests and tiktoken raise many kinds
-        folder = os.environ.get("TIKTOKEN_CACHE_DIR") or "a folder, named in the variable TIKTOKEN_CACHE_DIR,"
-        raise Fail(f"the GPT-2 vocabulary is not here and cannot be fetched ({type(e).__name__}): get "
-                   "vocab.bpe and encoder.json from https://openaipublic.blob.core.windows.net/gpt-2/encodings"
-                   f"/main/ and put them into {folder} as 6d1cbeee0f20b3d9449abfede4726ed8212e3aee and "
-                   "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6") from None
+    except Exception as e:      # no network, a proxy, a damaged file: many kinds are raised
+        folder = (os.environ.get("TIKTOKEN_CACHE_DIR")
+                  or "a folder and name the folder in the environment variable TIKTOKEN_CACHE_DIR")
+        raise Fail("the GPT-2 vocabulary is not here and cannot be fetched "
+                   f"({type(e).__name__}): get vocab.bpe and encoder.json from "
+                   "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/, and put them "
+                   "as 6d1cbeee0f20b3d9449abfede4726ed8212e3aee and "
+                   f"6c7ea1a7e38e3a7f062df639a5b80947f075ffe6 into {folder}") from None
 
 
 def tag_of(tokenizer):
-    """What names the folders of a tokenizer that may not be trained yet: bpe -> bpe-1024"""
+    """A Tokenizer or a name -> what names its folders: bpe -> bpe-1024, MODEL -> MODEL-HASH"""
     if isinstance(tokenizer, Tokenizer):
         return tokenizer.tag
     if bpe_size(tokenizer):
@@ -154,6 +159,6 @@ def tag_of(tokenizer):
     path = os.path.join(tokenizer, "tokenizer.json")
     if os.path.exists(path):
         with open(path, "rb") as f:
-            digest = hashlib.sha256(f.read()).hexdigest()[:8]
-        return f"{os.path.basename(os.path.abspath(tokenizer))}-{digest}"
+            digest = hashlib.sha256(f.read()).hexdigest()
+        return f"{os.path.basename(os.path.abspath(tokenizer))}-{digest[:8]}"
     return tokenizer_from(tokenizer).tag

@@ -3,10 +3,12 @@
     train, val = split(texts, share=0.05)
     write_texts(folder, train, val, "bpe", made={"from": "my texts"})
 
-A hash of its text decides whether a document is validation data, so that the split depends neither on the order
-nor on where a text came from.
+A document is a text, or a task: a list of parts, (text, is it given?). A hash of its text decides
+whether it is validation data, so that the split depends neither on the order of documents nor on
+where they came from.
 """
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -18,31 +20,34 @@ from data.chunks import GIVEN
 from data.tokenizers import tokenizer_for
 
 
+# -----------------------------------------------------------------------------
+# documents -> token files
+
 def text_hash(text):
     """A number below 2^64 that depends on the text alone"""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+    content = text.encode("utf-8", "replace")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
 def plain(document):
-    """A document is a text, or a task: its parts [(text, is it given?)] -> the text of all"""
+    """The text of a document"""
     return document if isinstance(document, str) else "".join(text for text, _ in document)
 
 
 def split(documents, share):
-    """-> train, val. Where no hash is below `share`, the document with the smallest is validation data."""
+    """-> train, val. Where no hash is below `share`, val has the document with the smallest."""
     hashes = [text_hash(plain(document)) for document in documents]
-    smallest = min(hashes, default=0)
-    limit = max(int(share * 2 ** 64), smallest + 1)
+    limit = max(int(share * 2 ** 64), min(hashes, default=0) + 1)
     train = [document for document, h in zip(documents, hashes) if h >= limit]
     val = [document for document, h in zip(documents, hashes) if h < limit]
     if not train or not val:
-        raise Fail("there are no two different documents, and training and validation need one each at least: "
-                   "give more text, or another --split (line or paragraph)")
+        raise Fail("there are no two different documents, and training and validation need one "
+                   "each at least: give more text, or another --split (line or paragraph)")
     return train, val
 
 
 def encode(document, tokenizer):
-    """A text or a task -> ids, and given, a bool for each; None for a text"""
+    """-> ids, and given, a bool for each, or None where the document is no task"""
     if isinstance(document, str):
         return np.array(tokenizer.encode(document), dtype=np.uint32), None
     parts = [tokenizer.encode(text) for text, _ in document]
@@ -67,31 +72,30 @@ def stored(ids, given, tokenizer, dtype):
 def write(folder, sides, tokenizer, made, anchors=True):
     """Make a data set.
 
-    sides       {"train": [(ids, given), ...], "val": [...]}: ids without the end of text; given: a bool for
-                each id, which of them the task gives, or None
-    tokenizer   a Tokenizer; made: a dict for meta.json, what the set was made from
-    anchors     False: a hole between given tokens may be empty, so it gets no mask to begin with
-                (interpolant.anchors_of), as in the mazes"""
+    sides       {"train": [(ids, given), ...], "val": [...]}: ids without the end of text; given:
+                for each id whether the task gives it, or None
+    tokenizer   a Tokenizer
+    made        a dict for meta.json: what the set was made from
+    anchors     False: a hole between given tokens may be empty, so it does not begin with a mask
+                (see interpolant.anchors_of)"""
     tasks = any(given is not None for documents in sides.values() for _, given in documents)
     dtype, counts = token_type(tokenizer, tasks), {}
     with unfinished(folder):
         for side, documents in sides.items():
-            counts[side] = 0
-            with atomic_open(os.path.join(folder, f"{side}.bin"), "wb") as f:
-                for ids, given in documents:
-                    content = stored(ids, given, tokenizer, dtype)
-                    f.write(content)
-                    counts[side] += len(content) > 0
+            contents = [stored(ids, given, tokenizer, dtype) for ids, given in documents]
+            counts[side] = sum(map(bool, contents))
             if not counts[side]:
-                raise Fail(f"{folder}: there is nothing to learn in the documents for {side}.bin: all are empty")
+                raise Fail(f"{folder}: no document for {side}.bin holds a token to learn")
+            with atomic_open(os.path.join(folder, f"{side}.bin"), "wb") as f:
+                f.writelines(contents)
         finish(folder, counts, tokenizer, dtype, made, anchors)
     empty = sum(map(len, sides.values())) - sum(counts.values())
     if empty:
-        say(f"{folder}: {empty:,} documents without any token to learn were left out")
+        say(f"{folder}: {empty:,} documents without a token to learn were left out")
 
 
 def write_texts(folder, train, val, tokenizer, made):
-    """The same for texts and tasks. tokenizer: a Tokenizer or a name, such as "bpe", which is trained on `train`."""
+    """The same for documents. tokenizer: a Tokenizer or a name; "bpe" is trained on `train`."""
     tokenizer = tokenizer_for(tokenizer, [plain(document) for document in train])
     sides = {}
     for side, documents in (("train", train), ("val", val)):
@@ -101,7 +105,7 @@ def write_texts(folder, train, val, tokenizer, made):
 
 @contextlib.contextmanager
 def unfinished(folder):
-    """While the bins are being written a file `unfinished` says so."""
+    """While a set is being written, and after a kill, its folder has a file `unfinished`."""
     mark = os.path.join(folder, "unfinished")
     with atomic_open(mark):
         pass
@@ -110,21 +114,76 @@ def unfinished(folder):
 
 
 def finish(folder, counts, tokenizer, dtype, made, anchors=True):
-    """The bins are there: write the vocabulary and meta.json. counts: {"train": documents, "val": documents}"""
-    names = ["train.bin", "val.bin"]
+    """The bins are written: add the vocabulary and meta.json. counts: {"train": documents, ...}"""
+    names, tokens = ["train.bin", "val.bin"], {}
     if tokenizer.ranks:
         names.append("bpe.json")
         write_json(os.path.join(folder, "bpe.json"), tokenizer.spec())
-    tokens = {}
     for side in counts:
         size = os.path.getsize(os.path.join(folder, f"{side}.bin"))
         tokens[side] = size // np.dtype(dtype).itemsize
+    sha256 = {name: file_sha256(os.path.join(folder, name)) for name in names}
     write_json(os.path.join(folder, "meta.json"), {
         "made": made, "tokenizer": {"name": tokenizer.name, "tag": tokenizer.tag}, "dtype": dtype,
-        "anchors": anchors, "documents": counts, "tokens": tokens,
-        "sha256": {name: file_sha256(os.path.join(folder, name)) for name in names}})
+        "anchors": anchors, "documents": counts, "tokens": tokens, "sha256": sha256})
     say(f"{folder}: {sum(counts.values()):,} documents, {counts['val']:,} of them for validation; "
         f"{sum(tokens.values()):,} tokens, {tokenizer.tag}")
+
+
+# -----------------------------------------------------------------------------
+# the folder of a data set
+
+def ready(folder):
+    """Are both token files there, and complete?"""
+    here = [f for f in ("train.bin", "val.bin") if os.path.exists(os.path.join(folder, f))]
+    if os.path.exists(os.path.join(folder, "unfinished")):
+        return False
+    if len(here) == 1:
+        missing = "val.bin" if here == ["train.bin"] else "train.bin"
+        raise Fail(f"{folder} has {here[0]} but no {missing}: put it there, or delete the other")
+    return len(here) == 2
+
+
+def sources(path):
+    """What a set is made from, for meta.json: a path, how many files and how many bytes it has"""
+    if not os.path.exists(path):
+        raise Fail(f"there is no {path}")
+    files = [os.path.join(folder, f) for folder, _, found in os.walk(path) for f in found] or [path]
+    size = sum(map(os.path.getsize, files))
+    return {"from": os.path.abspath(path), "files": len(files), "bytes": size}
+
+
+def check_sources(folder, source, split, field):
+    """Raises Fail where the set in `folder` was made from something else than what is named now."""
+    made = read_json(os.path.join(folder, "meta.json")).get("made", {})
+    now = {"from": os.path.abspath(source)}
+    if os.path.exists(source):
+        now = sources(source) | {"field": field, "split": split or made.get("split")}
+    for key, value in now.items():
+        if made.get(key) != value:
+            raise Fail(f"{folder} was made from something else ({key}: {made.get(key, 'unknown')}, "
+                       f"now {value}): delete it to make it again, or name another --data_dir")
+
+
+@contextlib.contextmanager
+def exclusive(folder, prepare):
+    """One process makes a data set, the others (torchrun starts many) wait as long as it takes. The
+    lock of a process that died is gone. A folder that is only read needs no lock."""
+    if not prepare and not ready(folder):
+        raise Fail(f"{folder} has no train.bin and val.bin, so it is no data set")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        lock = open(os.path.join(folder, ".lock"), "w")
+    except OSError as e:
+        if not ready(folder):
+            raise Fail(f"cannot write {folder} ({e.strerror}): name another --data_dir") from None
+        lock = None
+    if lock is None:
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def write_json(path, value):

@@ -4,8 +4,7 @@
     play(film)                          # in the terminal
     draw_gif("trace.gif", film)
 
-A film is a list of frames (t, documents), a document a list of cells, one for each slot. Masked slots are blocks:
-blue when they were just inserted. Tokens are green when they were just revealed, brown if given.
+A film is a list of frames (t, documents), a document is a list of cells, one for each slot.
 
 assumption: a character is one column wide (Chinese and emoji are two in most terminals).
 """
@@ -19,29 +18,31 @@ import torch
 import sampler
 from common import atomic_open, say
 
-COLOURS = {     # kind -> terminal code, background and text colour of the picture
+COLOURS = {     # kind -> terminal code; background and text colour of the picture
     "masked": ("90", "#d3d6da", "#8b9096"),
-    "inserted": ("94", "#3d82d1", "#ffffff"),
-    "revealed": ("32", "#b4e3b4", "#000000"),
+    "inserted": ("94", "#3d82d1", "#ffffff"),           # just now; then it counts as masked
+    "some digits": ("36", "#d9ecef", "#5d9aa5"),
+    "revealed": ("32", "#b4e3b4", "#000000"),           # just now; then it is plain text
     "given": ("33", "#f6e3c5", "#7a4a00"),
     "": ("", "none", "#000000")}
+MASKED, PARTLY, END = "\u2588", "\u2592", "\u00b7"       # a full block, a pale one, a dot
 SYMBOLS = {"\n": "\u21b5", "\t": "\u2192"}
 
 
 class Cell(NamedTuple):
     digits: tuple
-    text: str           # a block where all digits are masked, a pale one where some are
-    kind: str           # what happened to it last: given, masked (from the start), inserted, revealed
-    since: int          # and in which frame
+    text: str           # its token, or a block
+    kind: str           # what happened last: given, masked (from the start), inserted, revealed
+    since: int          # in this frame
 
 
 # -----------------------------------------------------------------------------
 # recording
 
 def match(old, new, mask):
-    """Which slot of `old` each slot of `new` is: indices, -1 for those inserted since. Old slots keep
-    their order and their revealed digits; inserted slots are masked. Where several answers are
-    possible (a mask among masks) the old slots are the leftmost."""
+    """Which slot of `old` each slot of `new` is: indices, -1 for those inserted since. Old slots
+    keep their order and their revealed digits; inserted slots are masked. Where several answers
+    are possible (a mask among masks) the old slots are the leftmost."""
     spare = len(new) - len(old)
     # possible[j][k]: can new[j:] be explained if k of new[:j] are inserted?
     possible = [[False] * (spare + 2) for _ in range(len(new) + 1)]
@@ -64,101 +65,99 @@ def match(old, new, mask):
 
 
 class Recorder:
-    """The `watch` of sampler.generate: collects the frames of a film."""
+    """The `watch` of sampler.generate. state: sampler.begin's, what there is at t = 0"""
 
     def __init__(self, code, tokenizer, state):
-        self.code, self.tokenizer, self.film = code, tokenizer, []
-        self.documents = [[] for _ in state.n]
-        for document, row in zip(self.documents, self.rows(state.y, state.n)):
-            kinds = ["masked" if code.mask in slot else "given" for slot in row]
-            document += [Cell(slot, self.text(slot), kind, -9) for slot, kind in zip(row, kinds)]
+        self.code, self.tokenizer = code, tokenizer
+        documents = [[self.first_cell(slot) for slot in row] for row in self.rows(state.y, state.n)]
+        self.film = [(0.0, documents)]
+
+    def first_cell(self, slot):
+        kind = "masked" if self.code.mask in slot else "given"
+        return Cell(slot, self.text(slot), kind, 0)
 
     def rows(self, y, n):
-        """(B, L, ell), (B,) -> for each document a list of slots, tuples of digits"""
+        """(B, L, ell), (B,) -> for each document the list of its slots, tuples of digits"""
         return [[tuple(slot) for slot in row[:size]] for row, size in zip(y.tolist(), n.tolist())]
 
     def text(self, slot):
         masked = slot.count(self.code.mask)
         if masked:
-            return "\u2588" if masked == len(slot) else "\u2592"
+            return MASKED if masked == len(slot) else PARTLY
         token = int(self.code.decode(torch.tensor(slot)))
-        return self.tokenizer.decode([token]) or "\u00b7"           # an end token has no text
+        return self.tokenizer.decode([token]) or END
 
     def __call__(self, t, y, n):
-        new = [self.follow(old, row) for old, row in zip(self.documents, self.rows(y, n))]
-        if new != self.documents:
+        last = self.film[-1][1]
+        new = [self.follow(old, row) for old, row in zip(last, self.rows(y, n))]
+        if new != last:
             self.film.append((t, new))
-            self.documents = new
 
     def follow(self, old, row):
-        """The cells of a document, from those of the frame before and its slots now"""
+        """The cells of a document: from those in the last frame, and its slots now"""
         now, cells = len(self.film), []
         for slot, i in zip(row, match([cell.digits for cell in old], row, self.code.mask)):
-            if i < 0:
-                cells.append(Cell(slot, self.text(slot), "inserted", now))
-            elif old[i].digits == slot:
+            if i >= 0 and old[i].digits == slot:
                 cells.append(old[i])
             else:
-                cells.append(Cell(slot, self.text(slot), "revealed", now))
+                kind = "inserted" if i < 0 else "revealed"
+                cells.append(Cell(slot, self.text(slot), kind, now))
         return cells
 
 
 def record(loaded, seed=0, num_samples=6, prompt="", infill="", **settings):
-    """Generate a few documents: as many as num_samples, but at most 6 short ones, one long one.
-    settings: as in Loaded.generate. -> the film, and the documents as one text, one below the other"""
-    block_size = loaded.config.block_size
+    """Generate num_samples documents, but at most 6 short ones or one long one. settings: those of
+    Loaded.generate. -> the film, and the documents as one text, one below the other"""
+    code, block_size = loaded.code, loaded.config.block_size
     B = max(1, min(6, num_samples, 512 // block_size))
     torch.manual_seed(seed)
     start = loaded.start(prompt, infill)
-    begin = start and [x.expand(B, *x.shape[1:]) for x in start]
-    watch = Recorder(loaded.code, loaded.tokenizer,
-                     sampler.begin(loaded.code, B, block_size, loaded.fixed, begin))
-    x, n = loaded.documents(B, start, watch=watch, **settings)
-    if loaded.config.causal:
-        watch.documents = [[cell for cell in cells if cell.kind == "given"] for cells in watch.documents]
-        write_left_to_right(watch, loaded.code.encode(x), n)
+    everywhere = start and [x.expand(B, *x.shape[1:]) for x in start]
+    state = sampler.begin(code, B, block_size, loaded.fixed, everywhere)
+    if loaded.config.causal:                    # nothing is there but the prompt
+        clean = (state.y != code.mask).all(2).sum(1)
+        watch = Recorder(code, loaded.tokenizer, state._replace(n=clean))
+        x, n = loaded.documents(B, start, **settings)
+        write_left_to_right(watch, code.encode(x), int(clean[0]), n)
+    else:
+        watch = Recorder(code, loaded.tokenizer, state)
+        x, n = loaded.documents(B, start, watch=watch, **settings)
     return watch.film, "\n".join(loaded.texts(x, n, bool(infill)))
 
 
-def write_left_to_right(watch, y, n):
-    """The frames of autoregressive documents: each token is first a mask"""
-    for L in range(len(watch.documents[0]), int(n.max())):
+def write_left_to_right(watch, y, first, n):
+    """The frames of autoregressive documents (B, L, ell) from token `first` on: each token is a
+    mask, then revealed."""
+    last = int(n.max())
+    for i in range(first, last):
         masked = y.clone()
-        masked[:, L] = watch.code.mask
-        watch(L / int(n.max()), masked, n.clamp_max(L + 1))
-        watch((L + 1) / int(n.max()), y, n.clamp_max(L + 1))
+        masked[:, i] = watch.code.mask
+        watch(i / last, masked, n.clamp_max(i + 1))
+        watch((i + 1) / last, y, n.clamp_max(i + 1))
 
 
 # -----------------------------------------------------------------------------
 # what the terminal and the picture share
 
-def thin(film, most):
-    """At most `most` frames, evenly, with the last: (now, t, documents) each, now in frames of the
-    film; and how many of these something counts as new."""
-    stride = max(1, -(-len(film) // most))
-    kept = [i for i in range(len(film)) if (len(film) - 1 - i) % stride == 0]
-    kept = [i for i in kept if any(film[i][1])] or kept[-1:]        # no blank beginning
-    return [(i, *film[i]) for i in kept], 2 * stride
-
-
-def layout(cells, now, recent, width):
-    """A document as lines of at most `width` characters: lists of (character, kind)"""
+def layout(cells, age, width):
+    """A document as lines of at most `width` characters, each with its kind. A line that goes on is
+    indented. age(cell) < 0: what happened to it is news."""
     lines = [[]]
     for cell in cells:
         kind = cell.kind
-        if kind in ("inserted", "revealed") and now - cell.since >= recent:
-            kind = "masked" if cell.text in "\u2588\u2592" else ""
+        if kind in ("inserted", "revealed") and age(cell) >= 0:
+            kind = {MASKED: "masked", PARTLY: "some digits"}.get(cell.text, "")
         for c in cell.text:
             if len(lines[-1]) == width:
-                lines.append([])
-            lines[-1].append((c if c.isprintable() else SYMBOLS.get(c, "\u00b7"), kind))
+                lines.append([(" ", "")] * 2)
+            lines[-1].append((c if c.isprintable() else SYMBOLS.get(c, END), kind))
             if c == "\n":
                 lines.append([])
     return lines
 
 
 def runs(line):
-    """A line as (column, text, kind), one for each run of equal kind"""
+    """Characters of the same kind, together: [column, text, kind]"""
     found = []
     for column, (c, kind) in enumerate(line):
         if found and found[-1][2] == kind:
@@ -168,41 +167,56 @@ def runs(line):
     return found
 
 
-def lay_out(film, most, width):
-    """-> frames (t, lines), each with equally many lines (documents do not jump), and the kinds that
-    occur"""
-    frames, recent = thin(film, most)
-    laid = [(t, [layout(cells, now, recent, width) for cells in documents])
-            for now, t, documents in frames]
+def scenes(film, most, width):
+    """At most `most` frames of a film, evenly, and at the end one in which nothing is news: (t,
+    lines of runs). The kinds that occur."""
+    stride = -(-len(film) // most)
+    begun = [i for i, (_, documents) in enumerate(film)         # no blank beginning
+             if 2 * sum(map(bool, documents)) >= len(documents)]
+    shown = begun[::-1][::stride][::-1] or [0]
+    laid = []
+    for i, now in [(i, i) for i in shown] + [(shown[-1], len(film) + 2 * stride)]:
+        def age(cell):
+            return now - cell.since - 2 * stride
+        t, documents = film[i]
+        laid.append((t, [layout(cells, age, width) for cells in documents]))
     heights = [max(map(len, lines)) for lines in zip(*(documents for _, documents in laid))]
-    whole = []
-    for t, documents in laid:
-        rows = [lines + [[]] * (height - len(lines)) for lines, height in zip(documents, heights)]
-        whole.append((t, [runs(line) for lines in rows for line in lines]))
-    seen = {kind for _, lines in whole for line in lines for _, _, kind in line}
-    return whole, heights, [kind for kind in COLOURS if kind and kind in seen]
+    frames = []
+    for t, documents in laid:                                   # documents do not jump
+        padded = []
+        for lines, height in zip(documents, heights):
+            padded += lines + [[]] * (height - len(lines))
+        frames.append((t, [runs(line) for line in padded]))
+    seen = {kind for _, lines in frames for line in lines for _, _, kind in line}
+    return frames, [kind for kind in COLOURS if kind in seen - {""}]
 
 
 # -----------------------------------------------------------------------------
 # the terminal
 
-def paint(text, kind, coloured):
+def paint(text, kind):
     code = COLOURS[kind][0]
-    return f"\033[{code}m{text}\033[0m" if coloured and code else text
+    return f"\033[{code}m{text}\033[0m" if code else text
 
 
 def play(film, seconds=8.0):
-    """Play a film in the terminal, in place; into a file or a pipe, a few frames as plain text."""
+    """Play a film in the terminal, in place; into a file or a pipe: a few frames as plain text."""
     live = sys.stdout.isatty()
     size = shutil.get_terminal_size()
-    frames, _, kinds = lay_out(film, 100 if live else 10, size.columns - 1)
-    legend = "  ".join(paint(f"\u2588 {kind}", kind, live) for kind in kinds)
+    frames, kinds = scenes(film, 100 if live else 8, size.columns - 1)
+    legend = ""
+    if live and size.columns > 12 + sum(len(kind) + 4 for kind in kinds):
+        legend = "".join(f"  {paint(MASKED, kind)} {kind}" for kind in kinds)
     up = ""
-    for t, lines in frames:
-        shown = ["".join(paint(text, kind, live) for _, text, kind in line) for line in lines]
-        shown = [f"t = {t:.2f}   {legend}"] + shown
+    for i, (t, lines) in enumerate(frames):
+        shown = ["".join(text for _, text, _ in line) for line in lines]
         if live:
-            shown = [line + "\033[K" for line in shown[:size.lines - 1]]
+            shown = ["".join(paint(text, kind) for _, text, kind in line) for line in lines]
+        shown = [f"t = {t:.2f}{legend}", *shown]
+        if live:
+            if i + 1 < len(frames):                     # the last one may be higher than the terminal
+                shown = shown[:size.lines - 1]
+            shown = [line + "\033[K" for line in shown]
             time.sleep(min(0.25, seconds / len(frames)))
         say(up + "\n".join(shown))
         up = f"\033[{len(shown)}A" if live else ""
@@ -211,60 +225,66 @@ def play(film, seconds=8.0):
 # -----------------------------------------------------------------------------
 # the picture
 
-CHAR, LINE, GAP = 10, 21, 9             # pixels: a character's width, a line's height, between documents
+CHAR, LINE = 10, 25             # pixels: the width of a character, the height of a line
 
 
 def draw_gif(path, film, most=100, width=72):
-    """Save a film as a .gif of at most `most` frames, the last of which stays for three seconds."""
+    """Save a film as a .gif of about `most` frames, ten a second; the last one stays for three."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from PIL import Image               # which matplotlib needs itself
-    frames, heights, kinds = lay_out(film, most, width)
-    columns = max(40, max(column + len(text) for _, lines in frames for line in lines
-                          for column, text, _ in line))
-    size = (columns + 4) * CHAR, (sum(heights) + 2) * LINE + len(heights) * GAP
+    from PIL import Image       # matplotlib needs it, too
+    frames, kinds = scenes(film, most, width)
+    ends = [column + len(text) for _, lines in frames for line in lines for column, text, _ in line]
+    legend = 12 + sum(len(kind) + 3 for kind in kinds)
+    size = (max(ends + [legend]) + 4) * CHAR, (len(frames[0][1]) + 2) * LINE
     figure = plt.figure(figsize=(size[0] / 100, size[1] / 100), dpi=100)
     images = []
     for t, lines in frames:
         figure.clear()
-        draw_frame(figure.add_axes((0, 0, 1, 1)), size, t, lines, heights, kinds)
+        draw_frame(figure.add_axes((0, 0, 1, 1)), size, t, lines, kinds)
         figure.canvas.draw()
-        image = Image.fromarray(figure.canvas.buffer_rgba().__array__()).convert("RGB")
-        images.append(image.quantize(64))
+        images.append(Image.frombuffer("RGBA", size, figure.canvas.buffer_rgba()).convert("RGB"))
     plt.close(figure)
+    most_colours = max(images, key=lambda image: len(image.getcolors(size[0] * size[1])))
+    palette = most_colours.quantize(128)
+    images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     with atomic_open(path, "wb") as f:
         images[0].save(f, format="GIF", save_all=True, append_images=images[1:], loop=0,
                        duration=[100] * (len(images) - 1) + [3000])
 
 
-def draw_frame(axes, size, t, lines, heights, kinds):
+def draw_frame(axes, size, t, lines, kinds):
     axes.set(xlim=(0, size[0]), ylim=(size[1], 0))
     axes.axis("off")
-    font = dict(family="monospace", fontsize=CHAR / 0.602 * 0.72, va="center_baseline", parse_math=False)
-    x, y = 2 * CHAR, LINE
-    axes.text(x, y, f"t = {t:.2f}", color="#666666", **font)
-    x = size[0] - 2 * CHAR - sum(len(kind) + 3 for kind in kinds) * CHAR
+    x, y = 2 * CHAR, 0.7 * LINE
+    write(axes, x, y, f"t = {t:.2f}", "#666666")
+    x = size[0] - sum(len(kind) + 3 for kind in kinds) * CHAR
     for kind in kinds:
         block(axes, x, y, 1, kind)
-        axes.text(x + 1.5 * CHAR, y, kind, color="#444444", **font)
+        write(axes, x + 1.5 * CHAR, y, kind, "#666666")
         x += (len(kind) + 3) * CHAR
-    ends = [sum(heights[:i + 1]) for i in range(len(heights))]
     for i, line in enumerate(lines):
-        y = (i + 2.2) * LINE + GAP * sum(i >= end for end in ends)
+        y = (i + 2) * LINE
         for column, text, kind in line:
             x = (column + 2) * CHAR
-            if kind in ("masked", "inserted"):
+            if kind in ("masked", "inserted", "some digits"):       # blocks that can be counted
                 for k in range(len(text)):
                     block(axes, x + k * CHAR, y, 1, kind)
             else:
                 block(axes, x, y, len(text), kind)
-                axes.text(x, y, text, color=COLOURS[kind][2], **font)
+                write(axes, x, y, text, COLOURS[kind][2])
+
+
+def write(axes, x, y, text, colour):
+    points = CHAR / 0.602 * 0.72                # its characters are 0.602 times as wide as high
+    axes.text(x, y, text, color=colour, fontfamily="DejaVu Sans Mono", fontsize=points,
+              va="center_baseline", parse_math=False)
 
 
 def block(axes, x, y, columns, kind):
-    """The background of some characters; single blocks can be counted"""
+    """The background of some characters"""
     from matplotlib.patches import Rectangle
-    gap = 1.5 if columns == 1 and kind in ("masked", "inserted") else 0
-    corner = x + gap / 2, y - 0.42 * LINE
-    axes.add_patch(Rectangle(corner, columns * CHAR - gap, 0.84 * LINE, color=COLOURS[kind][1], lw=0))
+    gap = 1.5 if columns == 1 else 0
+    axes.add_patch(Rectangle((x + gap / 2, y - 0.36 * LINE), columns * CHAR - gap, 0.72 * LINE,
+                             color=COLOURS[kind][1], lw=0))

@@ -2,8 +2,8 @@
 
     python figures/prime.py                     # out/prime-idle.png, out/prime-pair.png
 
-prime-idle.png (Prop. A.1): how many sampling steps reveal nothing, the formula against one run. With
-ell digits per token there are ell times as many events, so fewer steps are idle.
+prime-idle.png (Prop. A.1): how many sampling steps reveal nothing, the formula against one run.
+With ell digits per token there are ell times as many events, so fewer steps are idle.
 
 prime-pair.png (Figure 4): documents of two tokens whose joint distribution is a picture, 512 x 512,
 drawn in 16 steps. One digit per token has 2 events, three digits have 6; a product of digit
@@ -72,8 +72,8 @@ def figure_idle(path, L=1024, sizes=(256, 512, 1024, 2048)):
         say(f"  {ell:>3}" + "".join(f"{a:>9.1f} / {b:<4}" for a, b in zip(formula, measured)))
         line, = axes.plot(sizes, formula, label=f"ell = {ell}")
         axes.plot(sizes, measured, "o", color=line.get_color())
-    axes.set(xlabel="sampling steps", ylabel="steps that reveal nothing", xscale="log", xticks=sizes,
-             xticklabels=sizes, title=f"{L} tokens: the formula (lines), one run (dots)")
+    axes.set(xlabel="sampling steps", ylabel="steps that reveal nothing", xscale="log",
+             xticks=sizes, xticklabels=sizes, title=f"{L} tokens: formula (lines), one run (dots)")
     axes.minorticks_off()
     axes.legend(frameon=False)
     figure.tight_layout()
@@ -96,7 +96,7 @@ def picture(side=512):
 
 
 class Pair(nn.Module):
-    """An MLP as `predict` for documents of two tokens. independent: f is a product over the digits."""
+    """An MLP as `predict` for documents of two tokens. independent: f is a product over digits."""
 
     def __init__(self, code, independent, width=256):
         super().__init__()

@@ -28,10 +28,10 @@ import torch
 
 import checkpoint
 import interpolant
-import sampler
 from common import Fail, flag, parse, say
 from model import pick_device
 from retrofit import sandbox, tasks
+from sampler import ORDERS, generate, generate_by_blocks, stack, start_from
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Args:
     steps: int = flag(128, "network calls; --sampler llada: as many as --length, unless given")
     temperature: float = flag(1.0, "1: what the model says; 0: always the likeliest token; "
                                    "--sampler llada: 0, unless given")
-    order: str = flag("random", "which masks are revealed first", sampler.ORDERS)
+    order: str = flag("random", "which masks are revealed first", ORDERS)
     window: int = flag(0, "reveal only the leftmost masks of this many; 0: any", low=0)
     length: int = flag(0, "on a fixed canvas: how many tokens an answer has room for; 0: 256 in "
                           "gsm8k, 64 in infill", low=0)
@@ -110,20 +110,20 @@ def fill(loaded, pairs, room, args, end=None):
     starts = []
     for (a, z), size in zip(pairs, room):
         holes = [size if fixed else None]
-        starts.append(sampler.start_from([a, z], holes, code, block_size, fixed, end))
-    start = sampler.stack(starts, code)
+        starts.append(start_from([a, z], holes, code, block_size, fixed, end))
+    start = stack(starts, code)
     if args.sampler == "llada":
-        x, n = sampler.generate_by_blocks(loaded.predict, code, start[:2], args.steps, args.block,
-                                          args.temperature)
+        x, n = generate_by_blocks(loaded.predict, code, start[:2], args.steps, args.block,
+                                  args.temperature)
     else:
         if fixed:
             block_size = start[0].shape[1]
         kind = "exact" if args.sampler == "exact" else "parallel"
         insertion = interpolant.schedule(loaded.config.insertion)
         unmasking = interpolant.schedule(loaded.args["unmasking"])
-        x, n = sampler.generate(loaded.predict, code, len(pairs), block_size, args.steps, insertion,
-                                unmasking, args.order, args.temperature, start, sampler=kind,
-                                window=args.window)
+        x, n = generate(loaded.predict, code, len(pairs), block_size, args.steps, insertion,
+                        unmasking, args.order, args.temperature, start, sampler=kind,
+                        window=args.window)
     answers = []
     for row, (a, z), size, length in zip(x.tolist(), pairs, room, n.tolist()):
         stop = len(a) + size if fixed else length - len(z)

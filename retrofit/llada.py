@@ -18,11 +18,10 @@ A checkpoint of a retrofit needs the folder again: retrofit(base, insertion, blo
 of them in its `config` but base, builds the network, and load_state_dict(.., strict=False) puts the
 trained parameters back. To leave the folder behind: python retrofit/export.py
 """
-import json
 import math
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
@@ -30,7 +29,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import model
-from common import Fail, atomic_open
+from common import Fail
 from model import GapHead, ZeroLinear, angles, attend, rotate, wave
 from prime import Code
 from retrofit import safetensors
@@ -271,13 +270,13 @@ def is_folder(path):
 
 
 def described(folder):
-    """config.json. In one that export() wrote are also `args`, the flags of the training, and
+    """config.json. In one that export.py wrote are also `args`, the flags of the training, and
     `tokenizer`, the spec() of a tokenizer that is not the folder's."""
     return safetensors.read_json(os.path.join(folder, "config.json"))
 
 
 def load(folder, device="cpu", insertion="instant"):
-    """A folder of the hub, or one that export() wrote -> the network, in the files' dtype.
+    """A folder of the hub, or one that export.py wrote -> the network, in the files' dtype.
 
     insertion: the schedule alpha; all that it needs is new. (An exported network has its own.)"""
     description, weights = described(folder), safetensors.read_folder(folder)
@@ -303,6 +302,17 @@ def load(folder, device="cpu", insertion="instant"):
     return net.to(device)
 
 
+def exported(description, weights):
+    """What export.py wrote -> the network, with weights still to come"""
+    options = description["options"]
+    if description["model"] == "Llada":
+        net = Llada(Config(**options))
+    else:
+        net = model.Transformer(model.Config(**options), weights.pop("permutation", None))
+    net.never = description["never"]
+    return net
+
+
 def retrofit(folder, insertion, block_size=0, lora=0):
     """A folder (also an exported one: a run can go on from it) -> the network to train.
 
@@ -318,63 +328,3 @@ def retrofit(folder, insertion, block_size=0, lora=0):
     if lora and isinstance(net, Llada):
         add_lora(net, lora)
     return net
-
-
-# -----------------------------------------------------------------------------
-# writing folders
-
-def copy(source, target, name):
-    """Copy a file, if it is there."""
-    path = os.path.join(source, name)
-    if os.path.isfile(path):
-        with open(path, "rb") as f, atomic_open(os.path.join(target, name), "wb") as out:
-            out.write(f.read())
-
-
-def export(net, folder, eot, args=None, tokenizer=None):
-    """Write any network of this project, adapters merged, in our own layout: config.json,
-    model.safetensors and the tokenizer.json of its base. load() and retrofit() read it.
-
-    eot: the token that ends a text. args: the flags of its training. tokenizer: the spec() of one
-    that is not a folder's. All three are for whoever reads config.json.
-    In float32 the answers stay the same. In bf16 they do not quite: W + B A is rounded to 8 bits,
-    where training had added B A x to W x."""
-    options, weights = asdict(net.config), merged(net)
-    options.pop("lora", None)
-    if net.code.permutation is not None:
-        weights["permutation"] = net.code.permutation
-    description = dict(model=type(net).__name__, options=options, never=list(net.never), args=args,
-                       tokenizer=tokenizer, vocab_size=options["V"], eos_token_id=eot)
-    safetensors.write(os.path.join(folder, "model.safetensors"), weights)
-    copy(net.base or "", folder, "tokenizer.json")
-    with atomic_open(os.path.join(folder, "config.json")) as f:
-        json.dump(description, f, indent=1)
-
-
-def exported(description, weights):
-    """What export() wrote -> the network, with weights still to come"""
-    options = description["options"]
-    if description["model"] == "Llada":
-        net = Llada(Config(**options))
-    else:
-        net = model.Transformer(model.Config(**options), weights.pop("permutation", None))
-    net.never = description["never"]
-    return net
-
-
-def export_hub(net, folder):
-    """Write a LLaDA, adapters merged, in LLaDA's own layout, for others' code. Tokenizer and
-    modelling code are copied from its base. (Exact in float32 only: see export.)"""
-    if not isinstance(net, Llada) or net.config.insertion != "instant":
-        raise Fail("only a LLaDA of --method mdm fits LLaDA's own layout: export without --hub")
-    _, mask, _ = read_config(net.base)
-    weights = merged(net)
-    embed = weights["embed.weight"][:-2].clone()
-    embed[mask] = weights["embed.weight"][-2]       # our mask is the symbol V
-    weights["embed.weight"] = embed
-    names = {ours: theirs for theirs, ours in NAMES.items()}
-    weights = {rename(name, names): tensor for name, tensor in weights.items()}
-    safetensors.write(os.path.join(folder, "model.safetensors"), weights)
-    for name in sorted(os.listdir(net.base)):
-        if name.endswith((".json", ".py")) and not name.endswith(".index.json"):
-            copy(net.base, folder, name)

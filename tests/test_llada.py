@@ -1,5 +1,5 @@
-"""retrofit/llada.py: LLaDA's formulas written out once more, plainly; its retrofit, which begins as
-LLaDA; folders in and out; what does not fit is one sentence."""
+"""retrofit/llada.py and export.py: LLaDA's formulas written out once more, plainly; its retrofit,
+which begins as LLaDA; folders in and out; what does not fit is one sentence."""
 import json
 import math
 import os
@@ -13,7 +13,7 @@ import torch
 import model
 from common import Fail
 from hub import CONFIG, tokenizer_json, write_llada
-from retrofit import llada, safetensors
+from retrofit import export, llada, safetensors
 
 V, MASK, END = CONFIG["vocab_size"], CONFIG["mask_token_id"], CONFIG["pad_token_id"]
 
@@ -248,7 +248,7 @@ def test_an_exported_model_is_read_back(tmp_path, insertion):
     (tmp_path / "c" / "tokenizer.json").write_text(json.dumps(tokenizer_json([])))
     net = retrofitted(tmp_path / "c", insertion=insertion, trained=True)
     out = tmp_path / "out" / "e"
-    llada.export(net, out, END, args={"unmasking": "sin"})
+    export.export(net, out, END, args={"unmasking": "sin"})
     back = llada.load(out)
     question, _ = documents([9, 20])
     assert back.config == llada.Config(**{**asdict(net.config), "lora": 0}) and back.never == [MASK]
@@ -273,7 +273,7 @@ def kinds(tensors):
 def test_an_exported_model_keeps_its_dtypes(tmp_path):
     write_llada(tmp_path / "c", dtype=torch.bfloat16)
     net = retrofitted(tmp_path / "c", trained=True)
-    llada.export(net, tmp_path / "e", END)
+    export.export(net, tmp_path / "e", END)
     back = llada.load(tmp_path / "e").state_dict()
     assert kinds(back) == kinds(llada.merged(net))
     assert back["blocks.0.q.weight"].dtype == torch.bfloat16
@@ -283,7 +283,7 @@ def test_an_exported_model_keeps_its_dtypes(tmp_path):
 def test_any_model_of_this_project_can_be_exported(tmp_path):
     config = model.Config(V=50, ell=2, n_layer=1, n_embd=16, n_head=2)
     net = model.Transformer(config, torch.randperm(50))
-    llada.export(net, tmp_path / "d", 0, tokenizer={"name": "bytes"})
+    export.export(net, tmp_path / "d", 0, tokenizer={"name": "bytes"})
     back = llada.load(tmp_path / "d")
     assert torch.equal(back.code.permutation, net.code.permutation)
     assert all(torch.equal(a, b) for a, b in zip(back.parameters(), net.parameters()))
@@ -303,7 +303,7 @@ def test_the_hubs_layout_has_every_tensor_and_no_other(tmp_path, r):
     w = write_llada(tmp_path / "c", files=2)
     (tmp_path / "c" / "modeling_llada.py").write_text("# theirs")
     net, out = retrofitted(tmp_path / "c", r, "instant", trained=True), tmp_path / "out"
-    llada.export_hub(net, out)
+    export.export_hub(net, out)
     back = safetensors.read_folder(out)
     assert kinds(back) == kinds(w)
     head = "model.transformer.ff_out.weight"
@@ -320,7 +320,7 @@ def test_the_hubs_layout_has_every_tensor_and_no_other(tmp_path, r):
 def test_the_hubs_layout_has_no_place_for_insertion(tmp_path):
     write_llada(tmp_path / "c")
     with pytest.raises(Fail, match="export without --hub"):
-        llada.export_hub(retrofitted(tmp_path / "c"), tmp_path / "out")
+        export.export_hub(retrofitted(tmp_path / "c"), tmp_path / "out")
 
 
 # -----------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""What a model wrote is run without harm: honest programs work, and whatever else a program does, it
-neither passes by it nor touches anything outside, nor outlives its test."""
+"""What a model wrote is run without harm: honest programs work, and whatever else a program does,
+it neither passes by it nor touches anything outside, nor outlives its test."""
 import importlib.util
 import json
 import os
@@ -22,8 +22,8 @@ needs_kernel = pytest.mark.skipif(not sandbox.works(), reason="no namespaces on 
 
 @pytest.fixture
 def own(monkeypatch, tmp_path_factory):
-    """The sandbox under a file name of its own, by which its processes are found: a function that says
-    whether all of them are gone (or soon will be)."""
+    """The sandbox under a file name of its own, by which its processes are found: a function that
+    says whether all of them are gone (or soon will be)."""
     path = tmp_path_factory.mktemp("own") / "sandbox.py"
     shutil.copy(sandbox.__file__, path)
     monkeypatch.setattr(sandbox, "__file__", str(path))
@@ -71,15 +71,15 @@ def test_right_code_passes_and_wrong_code_does_not():
 
 
 HONEST = {
-    "imports": "import math, re, random, string, hashlib, copy, collections, typing, itertools, functools, "
-               "heapq, datetime, decimal, fractions, dataclasses, statistics, json, bisect, operator",
+    "imports": "import math, re, random, string, hashlib, copy, collections, typing, json, "
+               "itertools, functools, heapq, datetime, decimal, fractions, dataclasses, statistics, bisect",
     "logging": "import logging; logging.warning('x')",
     "queue": "import queue; q = queue.Queue(); q.put(1); assert q.get() == 1",
-    "zipfile": "import io, zipfile\nb = io.BytesIO()\nwith zipfile.ZipFile(b, 'w') as z: z.writestr('a', 'b')",
+    "zipfile": "import io, zipfile as z\nwith z.ZipFile(io.BytesIO(), 'w') as f: f.writestr('a', 'b')",
     "thread": "import threading\nt = threading.Thread(target=print)\nt.start()\nt.join()",
-    "32 threads": "import concurrent.futures as c, time\nwith c.ThreadPoolExecutor(32) as p:\n"
-                  "    assert list(p.map(lambda x: time.sleep(.02) or x, range(64))) == list(range(64))",
-    "asyncio": "import asyncio; assert asyncio.new_event_loop is not None",
+    "32 threads": "import concurrent.futures as c, time\nwith c.ThreadPoolExecutor(32) as pool:\n"
+                  "  assert sum(pool.map(lambda x: time.sleep(.02) or x, range(64))) == 2016",
+    "asyncio": "import asyncio; asyncio.run(asyncio.sleep(0))",
     "printing": "print('x' * 10 ** 6)",
     "reading": "import os; assert open(os.__file__).read()",
 }
@@ -105,7 +105,8 @@ LEAVES = {
     "abort": "import os; os.abort()",
     "alarm": "import signal, time; signal.alarm(1); time.sleep(1.5); 1 / 0",
     "recursion": "def f(x): return f(x)",
-    "recursion without a limit": "import sys; sys.setrecursionlimit(10 ** 9)\ndef f(x): return [f(x)]",
+    "recursion without a limit": "import sys; sys.setrecursionlimit(10 ** 9)\n"
+                                 "def f(x): return [f(x)]",
     "open quote": "x = '''",
     "open bracket": "x = (",
     "open block": "if 0:\n ",
@@ -118,11 +119,12 @@ LEAVES = {
               "    if isinstance(v, (str, bytes)) and len(v) == 32:\n"
               "      [os.write(i, b'passed ' + v.encode() + b'\\n') for i in range(3, 9)]\n"
               "  frame = frame.f_back\n",
-    "other threads' frames": "import sys\nfor f in sys._current_frames().values(): assert 'token' in f.f_locals",
+    "other threads' frames": "import sys\nfor f in sys._current_frames().values():\n"
+                             "  assert 'token' in f.f_locals",
     "heap": "import gc\nassert any(isinstance(o, dict) and 'token' in o for o in gc.get_objects())",
-    "main": "import sys\nassert [k for k in vars(sys.modules['__main__']) if 'token' in k or 'done' in k]",
-    "patched builtins": "import os, time, builtins\nbuiltins.len = builtins.compile = builtins.exec = "
-                        "os.write = os.read = os._exit = time.sleep = lambda *a: 1\n1 / 0",
+    "main": "import sys\nassert [k for k in vars(sys.modules['__main__']) if 'token' in k]",
+    "patched builtins": "import os, time, builtins as b\nb.len = b.compile = b.exec = os.write = "
+                        "os.read = os._exit = time.sleep = lambda *a: 1\n1 / 0",
     "patched assertion": "import builtins\nclass E(BaseException):\n  def __str__(self): 1 / 0\n"
                          "builtins.AssertionError = E\nraise E",
 }
@@ -138,7 +140,7 @@ def test_to_leave_or_to_claim_success_is_not_to_pass(name):
 # time, memory, output, processes
 
 ENDLESS = ["while True: pass", "import time; time.sleep(1000)", "x = 3 ** 10 ** 9",
-           "import re; re.match('(a+)+$', 'a' * 50 + 'b')", "import sys\nwhile True: print('x' * 10 ** 6)"]
+           "import re; re.match('(a+)+$', 'a' * 50 + 'b')", "while True: print('x' * 10 ** 6)"]
 
 
 @needs_kernel
@@ -151,8 +153,9 @@ def test_what_does_not_end_is_ended(own):
 
 
 @needs_kernel
-@pytest.mark.parametrize("code", ["x = [0] * 10 ** 10", "x = 'a' * 10 ** 10", "x = bytearray(2 * 10 ** 9)",
-                                  "x = []\nwhile True: x.append(' ' * 10 ** 7)"])
+@pytest.mark.parametrize("code", [
+    "x = [0] * 10 ** 10", "x = 'a' * 10 ** 10", "x = bytearray(2 * 10 ** 9)",
+    "x = []\nwhile True: x.append(' ' * 10 ** 7)"])
 def test_memory_is_limited(code):
     result = sandbox.run([code], seconds=30, memory=1 << 28)
     assert result.status == "failed" and "MemoryError" in result.error
@@ -167,7 +170,8 @@ def test_floods_do_not_reach_the_parent():
 
 BOMBS = {
     "forks": "import os\nwhile True: os.fork()",
-    "detached forks": "import os, time\nwhile True:\n  if os.fork() == 0:\n    os.setsid()\n    time.sleep(100)",
+    "detached forks": "import os, time\nwhile True:\n  if os.fork() == 0:\n"
+                      "    os.setsid()\n    time.sleep(100)",
     "threads": "import threading, time\n"
                "while True: threading.Thread(target=time.sleep, args=(100,)).start()",
 }
@@ -193,18 +197,18 @@ for _ in range(4):
 
 
 @needs_kernel
-@pytest.mark.parametrize("code, status", [(LEFT_OVER, "passed"), (LEFT_OVER + "time.sleep(100)", "timed out")])
+@pytest.mark.parametrize("code, status", [
+    (LEFT_OVER, "passed"), (LEFT_OVER + "time.sleep(100)", "timed out")])
 def test_children_do_not_outlive_the_test(code, status, own):
     assert sandbox.run([code], seconds=1).status == status
     assert own()
 
 
 @needs_kernel
-def test_a_killed_parent_leaves_nothing_behind(own, tmp_path):
-    code = (f"import sys; sys.path.insert(0, {os.path.dirname(sandbox.__file__)!r}); import sandbox; "
-            "sandbox.run(['while True: pass'], seconds=60)")
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
-    assert within(20, lambda: len(running(sandbox.__file__)) == 3)      # the first, its child, the program
+def test_a_killed_parent_leaves_nothing_behind(own):
+    code = "import sandbox; sandbox.run(['while True: pass'], seconds=60)"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=os.path.dirname(sandbox.__file__))
+    assert within(20, lambda: len(running(sandbox.__file__)) == 3)  # two guards and the program
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert own()
@@ -303,8 +307,9 @@ def test_an_ordinary_user_is_contained_too(victim, own):
     programs |= {name: [code] for name, code in BOMBS.items()}
     programs |= {f"honest {name}": [code] for name, code in HONEST.items()}
     done = subprocess.run(
-        [python, "-B", "-c", AS_ANOTHER_USER], input=json.dumps(programs), text=True, capture_output=True,
-        cwd=os.path.dirname(sandbox.__file__), user=65534, group=65534, extra_groups=[])
+        [python, "-B", "-c", AS_ANOTHER_USER], input=json.dumps(programs), text=True,
+        capture_output=True, cwd=os.path.dirname(sandbox.__file__), user=65534, group=65534,
+        extra_groups=[])
     if "this system does not let" in done.stderr:
         pytest.skip("an ordinary user gets no namespaces here")
     assert done.returncode == 0, done.stderr

@@ -8,9 +8,9 @@ import sys
 import textwrap
 
 sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
-import data                                                             # noqa: E402
-from common import main                                                 # noqa: E402
-from data.python.prepare import harvest, library, statements            # noqa: E402
+import data
+from common import main
+from data.python.prepare import harvest, library, statements
 
 TOKENIZER, BLOCK_SIZE = "bpe", 1024
 MOST = 1024                     # bytes

@@ -1,4 +1,4 @@
-"""python: the one-line statements of your own Python's standard library, at most 64 characters each.
+"""python: one-line statements of your own Python's standard library, of at most 64 characters.
 
     python data/python/prepare.py           # some seconds; train.py does it where it is missing
 
@@ -17,9 +17,9 @@ import tokenize
 import warnings
 
 sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
-import data                             # noqa: E402
-from common import Fail, main, say      # noqa: E402
-from data.writing import text_hash      # noqa: E402
+import data
+from common import Fail, main, say
+from data.writing import text_hash
 
 TOKENIZER, BLOCK_SIZE = "bpe", 64
 MOST = 64                       # bytes
@@ -29,7 +29,7 @@ NOT_READ = ("test", "tests", "idle_test", "site-packages", "dist-packages")
 
 
 def library(root=""):
-    """The standard library less its tests: (lines as utf-8, syntax tree) of every file that parses"""
+    """The standard library less its tests: (lines as utf-8, syntax tree) of what parses"""
     for folder, folders, files in os.walk(root or sysconfig.get_path("stdlib")):
         folders[:] = [f for f in folders if f not in NOT_READ]
         for name in files:
@@ -68,7 +68,8 @@ def headers(line, s):
 
 
 def is_docstring(s):
-    return isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) and isinstance(s.value.value, str)
+    constant = isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)
+    return constant and isinstance(s.value.value, str)
 
 
 def one_liners(root=""):
@@ -92,7 +93,8 @@ def harvest(name, find, folder, tokenizer):
         warnings.simplefilter("ignore")                         # the library's own SyntaxWarnings
         texts = [text for text in find() if parses(text)]
     if not texts:
-        raise Fail("this Python has no sources of its standard library: use --dataset brackets, or a text")
+        raise Fail("this Python has no sources of its standard library: use --dataset brackets, or "
+                   "the path of a text")
     texts.sort(key=lambda text: (text_hash(text), text))        # the first ones are a fair sample
     train, val = data.split(texts, 0.05)
     made = {"name": name, "python": sys.version.split()[0]}

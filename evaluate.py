@@ -1,0 +1,396 @@
+"""How good is a model? Likelihood bounds that can be believed, and what its samples are worth.
+
+    python evaluate.py                                      # bounds, and the quality of samples
+    python evaluate.py --out_dir out,out-mdm --steps 8,32,128 --sampler parallel,exact --png s.png
+    python evaluate.py --dataset wiki.test.txt --whole --detokenize wikitext    # zero-shot
+    python evaluate.py --judge gpt2-large                   # generative perplexity of the samples
+    python evaluate.py --judge gpt2-large --generations texts.jsonl             # of other texts
+    python evaluate.py gsm8k --help                         # and infill: retrofit/benchmark.py
+
+Likelihood. Documents that the model was not trained on, cut into rows as in its training, their
+lengths included: a model with insertion ends a document by inserting no more, a fixed canvas by end
+tokens up to block_size, an autoregressive model by one end token. Tokens that a task gives are told
+to the model and counted nowhere. All are upper bounds on -log p(document):
+
+    exact   autoregressive: the likelihood itself
+    loose   Prop. 1 of arXiv 2509.01025 (ell > 1: with digit marginals); without insertion it is the
+            usual bound of masked diffusion
+    tight   with insertion: alignments averaged out; valid, and never above loose
+    paper   ell > 1: the objective of arXiv 2505.18495. NOT a bound, it reads too low
+
+in nats per document, nats per token, bits per byte of the text as it is stored, and as perplexity
+per token and per word. +- is one standard error, over documents and noise together. Samples:
+
+    valid       not empty, and Python that parses (python, functions), or balanced (brackets)
+    length TV   total variation between the lengths of samples and of validation documents, in bins
+                of 1/16 of block_size
+    distinct-2  different pairs of neighbouring tokens / all such pairs
+    entropy     of the tokens, in bits: low means repetition
+    copied      share of the samples that are training documents, word for word
+    calls       network calls per batch: --steps, and a few for what is masked in the end
+    spans       validation documents in which a removed span of 1 to 6 tokens is restored exactly
+
+One worked number: a model that knows nothing about bytes has 8 bits per byte, and more for lengths.
+"""
+import itertools
+import math
+import sys
+import time
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import checkpoint
+import data
+import interpolant
+import rates
+import train
+from common import Fail, flag, main, parse, say, whole_numbers, write_csv
+from data.files import documents as documents_of
+from data.whole import DETOKENIZERS, load as load_whole
+from data.writing import plain
+from figures import steps as figure
+from model import pick_device
+from quality import VALID, Judge, at_a_time, batches, entropy, quality, ratio
+from retrofit import benchmark
+from sampler import ORDERS, SAMPLERS, stack, start_from
+
+MOST = 10_000       # validation documents that samples are compared with
+COLUMNS = ("run", "method", "ell", "sampler", "steps", "calls", "valid", "valid_error", "length_tv",
+           "mean_length", "distinct_2", "entropy", "copied", "perplexity", "perplexity_error",
+           "seconds")
+
+
+@dataclass
+class Args:
+    out_dir: str = flag("out", "runs, checkpoints or pretrained folders, separated by commas")
+    dataset: str = flag("", "another data set than the one trained on")
+    data_dir: str = flag("", "where data sets are kept; empty: as in training")
+    split: str = flag("", "a document of a .txt: line, paragraph, file; empty: as in training")
+    field: str = flag("", "the field of a .jsonl that holds the text; empty: as in training")
+    packing: str = flag("", "documents, or stream: rows of block_size; empty: as in training")
+    whole: bool = flag(False, "all documents of the file --dataset, not its validation share")
+    detokenize: str = flag("", "--whole: undo a benchmark's marks", ("", *DETOKENIZERS))
+    documents: int = flag(512, "for the bounds (--whole: all, unless given); 0: none", low=0)
+    repeats: int = flag(8, "times at which each document is noised")
+    num_samples: int = flag(1000, "samples to judge; 0: none", low=0)
+    spans: int = flag(0, "documents in which to restore a removed span; 0: none", low=0)
+    span_steps: int = flag(32, "network calls for these")
+    steps: str = flag("128", "network calls for the samples, numbers separated by commas")
+    sampler: str = flag("parallel", "parallel, exact, or both separated by a comma")
+    order: str = flag("random", "which masks are revealed first", ORDERS)
+    temperature: float = flag(1.0, "1: what the model says; 0: always the likeliest token")
+    judge: str = flag("", "a GPT-2 folder, or an ar run: perplexity of the samples")
+    generations: str = flag("", "a .jsonl whose texts --judge judges, in place of a model's")
+    batch_size: int = flag(128, "documents at a time")
+    csv: str = flag("", "also write the table of samples here")
+    png: str = flag("", "also draw quality against network calls here")
+    seed: int = flag(0, "fixes documents, noise and samples", low=0)
+    device: str = flag("auto", "auto, cpu, cuda, mps")
+
+
+# -----------------------------------------------------------------------------
+# what is judged
+
+class Judged(NamedTuple):
+    """A data set, cut into rows for one model"""
+    name: str
+    documents: Any                  # data.Documents that it was not trained on
+    train: Any = None               # data.Documents
+    words_per_byte: float = 0.0     # of a whole file, before marks are undone; 0: count them
+
+
+def open_data(loaded, args):
+    """What the model was trained on, or --dataset, cut into rows as in its training"""
+    own, block_size = SimpleNamespace(**loaded.args), loaded.config.block_size
+    name, packing = args.dataset or own.dataset, args.packing or own.packing
+    if not name:
+        raise Fail("a pretrained model does not say what to judge it on: name a --dataset")
+    reading = dict(split=args.split or own.split, field=args.field or own.field, packing=packing)
+    if args.whole:
+        documents, words_per_byte = load_whole(name, loaded.tokenizer, block_size,
+                                               detokenize=args.detokenize, **reading)
+        judged = Judged(name, documents, words_per_byte=words_per_byte)
+    elif args.detokenize:
+        raise Fail("--detokenize is for the file of a benchmark: add --whole")
+    else:
+        data_dir = args.data_dir or loaded.args.get("data_dir", "")
+        dataset = data.load(name, data_dir, block_size, loaded.tokenizer, **reading)
+        judged = Judged(name, dataset.val, dataset.train)
+    what = "as in its training"
+    if (name, packing) != (own.dataset, own.packing):
+        what = f"trained on {own.dataset or 'something else'}, --packing {own.packing}"
+    say(f"  judged on {name}, --packing {packing}: {what}")
+    return judged
+
+
+# -----------------------------------------------------------------------------
+# likelihood
+
+def bounds_of(loaded):
+    """The names of the bounds that this model has"""
+    if loaded.config.causal:
+        return ["exact"]
+    names = ["loose"]
+    if not loaded.fixed:
+        names.append("tight")
+    if loaded.code.ell > 1:
+        names.append("paper")
+    return names
+
+
+@torch.no_grad()
+def document_nll(loaded, documents, ids, bound, repeats):
+    """A bound for the documents `ids`: (N,) nats, the mean over `repeats` draws of time and noise"""
+    x, n, given = documents.batch(ids)
+    own = SimpleNamespace(method=loaded.args["method"], block_size=loaded.config.block_size)
+    x1, n1 = train.canvas(x, n, own, documents.tokenizer.eot)
+    anchors = None
+    if given is not None:
+        given = F.pad(given, (0, x1.shape[1] - given.shape[1]))
+        if documents.anchored:
+            anchors = interpolant.anchors_of(given, n1)
+    if bound == "exact":
+        nll = rates.next_token_nll(loaded.predict, loaded.code, x1, n1, given)
+        return nll.double().cpu()
+    insertion = interpolant.schedule(loaded.config.insertion)
+    unmasking = interpolant.schedule(loaded.args["unmasking"])
+    total = torch.zeros(len(x1), dtype=torch.float64)
+    for _ in range(repeats):
+        t, weight = train.draw_times(len(x1), 2.0)      # often late: masks weigh most there
+        nll = rates.nll(loaded.predict, loaded.code, x1, n1, t, insertion, unmasking, bound,
+                        given, anchors)
+        total += nll.double().cpu() * weight
+    return total / repeats
+
+
+def sizes(documents, ids):
+    """What has to be said in each document: tokens (N,), words (N,), bytes (N,). Given tokens are
+    not counted, and bytes are those of the text as it is stored."""
+    table = []
+    for i in ids:
+        said, given = documents.document(i), documents.given(i)
+        if given is not None:
+            said = [v for v, is_given in zip(said, given) if not is_given]
+        text = documents.tokenizer.decode_bytes(said)
+        table.append((len(said), len(text.split()), len(text)))
+    return torch.tensor(table, dtype=torch.float64).unbind(1)
+
+
+def likelihood(loaded, judged, args):
+    """-> how many documents, tokens, words and bytes were counted, and {bound: {unit: (value,
+    standard error)}}"""
+    documents = judged.documents
+    ids = np.random.default_rng(args.seed).permutation(len(documents))
+    if not args.whole or "documents" in args.named:
+        ids = ids[:args.documents]
+    tokens, words, octets = sizes(documents, ids)
+    words_per_byte = judged.words_per_byte or words.sum() / octets.sum()
+    counts = {"documents": len(ids), "tokens": int(tokens.sum()),
+              "words": round(float(words_per_byte * octets.sum())), "bytes": int(octets.sum())}
+    table, size = {}, at_a_time(args.batch_size, loaded.code, loaded.config.block_size)
+    for bound in bounds_of(loaded):
+        torch.manual_seed(args.seed)
+        nll = torch.cat([document_nll(loaded, documents, part, bound, args.repeats)
+                         for part in batches(ids, size, f"{bound}, documents")])
+        token, byte = torch.stack(ratio(nll, tokens)), torch.stack(ratio(nll, octets))
+        word = byte / words_per_byte
+        row = {"document": ratio(nll, torch.ones_like(nll)), "token": token,
+               "bits_per_byte": byte / math.log(2), "perplexity": exponential(token),
+               "word_perplexity": exponential(word)}
+        table[bound] = {unit: (float(value), float(error)) for unit, (value, error) in row.items()}
+    return counts, table
+
+
+def exponential(estimate):
+    """exp of a value with a standard error"""
+    value, error = estimate
+    return value.exp(), value.exp() * error
+
+
+def print_likelihood(loaded, judged, args):
+    counts, table = likelihood(loaded, judged, args)
+    say("  counted: " + ", ".join(f"{number:,} {what}" for what, number in counts.items()))
+    titles = "nats/document", "nats/token", "bits/byte", "perplexity/token", "perplexity/word"
+    say(" " * 18 + "".join(f"{title:>20}" for title in titles))
+    for bound, row in table.items():
+        name = "paper (no bound)" if bound == "paper" else bound
+        cells = [f"{value:.5g} +- {error:.2g}" for value, error in row.values()]
+        say(f"  {name:<16}" + "".join(f"{cell:>20}" for cell in cells))
+
+
+# -----------------------------------------------------------------------------
+# samples
+
+class Counted:
+    """predict, and how often it was called"""
+
+    def __init__(self, predict):
+        self.predict, self.calls = predict, 0
+
+    def __call__(self, *args, **named):
+        self.calls += 1
+        return self.predict(*args, **named)
+
+
+def draw(loaded, how, steps, args):
+    """-> texts, and network calls per batch"""
+    loaded.predict = counted = Counted(loaded.predict)
+    size = at_a_time(args.batch_size, loaded.code, loaded.config.block_size)
+    texts, parts, seed = [], 0, args.seed           # the first batch's seed fixes all of them
+    for part in batches(range(args.num_samples), size, f"{steps} steps, samples"):
+        texts += loaded.generate(len(part), steps=steps, sampler=how, order=args.order, seed=seed,
+                                 temperature=args.temperature, batch_size=size)
+        seed, parts = None, parts + 1
+    loaded.predict = counted.predict
+    return texts, counted.calls / parts
+
+
+def texts_of(loaded, documents, most):
+    """The first documents as samples are read: on a fixed canvas up to the first end token"""
+    texts = []
+    for first in range(0, min(most, len(documents)), 1000):
+        x, n, _ = documents.batch(range(first, min(first + 1000, most, len(documents))))
+        texts += loaded.texts(x, n)
+    return texts
+
+
+def judge_samples(path, loaded, judged, judge, args):
+    """Draw, judge and print. -> rows of the csv"""
+    val_texts = texts_of(loaded, judged.documents, MOST)
+    val, known = [loaded.tokenizer.encode(text) for text in val_texts], None
+    if judged.train is not None and len(judged.train) < 1e6:
+        known = set(texts_of(loaded, judged.train, len(judged.train)))
+    mean_length = np.mean([len(ids) for ids in val])
+    say(f"  {args.num_samples} samples; validation documents have entropy {entropy(val):.2f} bits, "
+        f"mean length {mean_length:.1f}")
+    if judge:
+        some = val_texts[:args.num_samples or 1000]
+        judge.report("validation documents", some, args.batch_size)
+    if not args.num_samples:
+        return []
+    samplers, steps = args.sampler.split(","), whole_numbers(args.steps, "steps")
+    if loaded.config.causal:
+        samplers, steps = ["parallel"], [loaded.config.block_size]          # a call for each token
+    say("  sampler    steps   calls   valid          length TV   mean length   distinct-2   "
+        "entropy   copied   seconds")
+    rows = []
+    for how, k in itertools.product(samplers, steps):
+        began = time.time()
+        texts, calls = draw(loaded, how, k, args)
+        row = dict(run=path, method=loaded.args["method"], ell=loaded.code.ell, sampler=how,
+                   steps=k, calls=calls, seconds=time.time() - began)
+        row |= quality(texts, val, loaded.tokenizer, loaded.config.block_size,
+                       VALID.get(judged.name), known)
+        say(f"  {how:<8}{k:>8}{calls:>8.1f}   {100 * row['valid']:4.1f}% +- "
+            f"{100 * row['valid_error']:<4.1f}{row['length_tv']:>11.3f}{row['mean_length']:>14.1f}"
+            f"{row['distinct_2']:>13.3f}{row['entropy']:>10.2f}{100 * row['copied']:>8.1f}%"
+            f"{row['seconds']:>10.1f}")
+        if judge:
+            perplexity, error = judge.report("samples", texts, args.batch_size)
+            row |= {"perplexity": perplexity, "perplexity_error": error}
+        rows.append(row)
+    return rows
+
+
+# -----------------------------------------------------------------------------
+# spans
+
+def remove_spans(documents, count, seed):
+    """-> [(what stands before, the span, what follows)]: 1 to 6 tokens, removed at random"""
+    rng, cuts = np.random.default_rng(seed), []
+    for i in [i for i in rng.permutation(len(documents)) if documents.lengths[i] >= 8][:count]:
+        document, size = documents.document(i), int(rng.integers(1, 7))
+        at = int(rng.integers(1, len(document) - size))
+        cuts.append((document[:at], document[at:at + size], document[at + size:]))
+    if not cuts:
+        raise Fail("no document is long enough to remove a span: leave out --spans")
+    return cuts
+
+
+def restore(loaded, cuts, args):
+    """Fill in the removed spans: lists of ids. A fixed canvas is told how long they were."""
+    starts, filled = [], []
+    for before, span, after in cuts:
+        hole = len(span) if loaded.fixed else None
+        starts.append(start_from([before, after], [hole], loaded.code, loaded.config.block_size,
+                                 loaded.fixed, loaded.tokenizer.eot))
+    x, n = loaded.documents(len(cuts), stack(starts, loaded.code), args.span_steps,
+                            order=args.order, temperature=args.temperature,
+                            sampler=args.sampler.split(",")[0])
+    for row, length, (before, span, after) in zip(x.tolist(), n.tolist(), cuts):
+        end = len(before) + len(span) if loaded.fixed else length - len(after)
+        filled.append(row[len(before):end])
+    return filled
+
+
+def judge_spans(loaded, documents, args):
+    """Print, and return, the share that is restored exactly and its standard error"""
+    if loaded.config.causal:
+        raise Fail("an autoregressive model cannot fill spans: leave out --spans")
+    torch.manual_seed(args.seed)
+    right, cuts = [], remove_spans(documents, args.spans, args.seed)
+    size = at_a_time(args.batch_size, loaded.code, loaded.config.block_size)
+    for part in batches(cuts, size, "spans"):
+        right += [got == span for got, (_, span, _) in zip(restore(loaded, part, args), part)]
+    p = float(np.mean(right))
+    error = math.sqrt(p * (1 - p) / len(right))
+    say(f"  spans restored exactly: {100 * p:.1f}% +- {100 * error:.1f} of {len(right)}")
+    return p, error
+
+
+# -----------------------------------------------------------------------------
+# the command
+
+def judge_model(path, judge, args, device):
+    """-> the model's rows of the csv"""
+    loaded = checkpoint.load(path, device)
+    say(f"{path}: {loaded.args['method']}, ell {loaded.code.ell}, "
+        f"{loaded.net.count()[0] / 1e6:.2f}M parameters, step {loaded.step}")
+    judged = open_data(loaded, args)
+    if args.documents:
+        print_likelihood(loaded, judged, args)
+    if args.spans:
+        judge_spans(loaded, judged.documents, args)
+    if args.num_samples or judge:
+        return judge_samples(path, loaded, judged, judge, args)
+    return []
+
+
+def short(value):
+    return f"{value:.5g}" if isinstance(value, float) else value
+
+
+def run(argv=None):
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in ("gsm8k", "infill"):
+        return benchmark.run(argv)
+    args = parse(Args, __doc__, argv)
+    whole_numbers(args.steps, "steps")
+    if not set(args.sampler.split(",")) <= set(SAMPLERS):
+        raise Fail(f"--sampler {args.sampler}: it is parallel, exact, or parallel,exact")
+    if args.generations and not args.judge:
+        raise Fail("--generations are judged by a language model: name one with --judge")
+    if args.png and not args.num_samples:
+        raise Fail("--png draws samples: leave out --num_samples 0")
+    device = pick_device(args.device)
+    judge = Judge(args.judge, device) if args.judge else None
+    if args.generations:
+        texts = [plain(text) for text in documents_of(args.generations, field=args.field or "text")]
+        judge.report(f"texts of {args.generations}", texts, args.batch_size)
+        return
+    rows = []
+    for path in args.out_dir.split(","):
+        rows += judge_model(path, judge, args, device)
+    if args.csv:
+        write_csv(args.csv, COLUMNS, [{k: short(v) for k, v in row.items()} for row in rows])
+    if args.png:
+        figure.draw(args.png, rows)
+
+
+if __name__ == "__main__":
+    main(run)
