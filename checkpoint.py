@@ -9,10 +9,12 @@ to ask a model something:
 The newest is ckpt.pt, older ones are ckpt-STEP.pt. The file is torch's own zip; the SHA-256 of all
 bytes before it is the zip's comment.
 """
+import contextlib
 import hashlib
 import os
 import re
 import struct
+import zipfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -46,7 +48,7 @@ def save(out_dir, keep=2, **content):
     path = Path(out_dir, "ckpt.pt")
     if path.exists() and keep > 1:
         last = step_of(path)
-        if last is not None and last != content["step"]:
+        if last is not None and last < content["step"]:
             older = path.with_name(f"ckpt-{last:08d}.pt")
             older.unlink(missing_ok=True)
             os.link(path, older)
@@ -68,7 +70,7 @@ def step_of(path):
     """The step of a checkpoint that this project wrote; None if it cannot be read"""
     try:
         return torch.load(path, map_location="meta", weights_only=True, mmap=True)["step"]
-    except Exception:                                   # damaged: it is about to be replaced
+    except Exception:               # damaged, or another project's: it is about to be replaced
         return None
 
 
@@ -93,16 +95,47 @@ def read(path):
             raise Fail(f"{path} is damaged (its checksum differs), or no checkpoint of this "
                        f"project: use an older one ({path.parent}/ckpt-*.pt)")
     try:
+        check_archive(path, size)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:                              # torch raises many kinds
-        reason = str(e).splitlines()[0]
-        raise Fail(f"{path} cannot be read, and code in it is never run ({reason})") from None
+        raise Fail(f"{path} cannot be read, and code in it is never run ({reason(e)})") from None
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise Fail(f"{path} is not a checkpoint of this project")
     if content["format"] != FORMAT:
         raise Fail(f"{path} has format {content['format']}, this version reads {FORMAT}: use the "
                    "version of the code that wrote it")
+    with must_fit(path):
+        for name, kind in PARTS.items():
+            if not isinstance(content[name], kind):
+                raise ValueError(f"{name} is not a {kind.__name__}")
+        for part in ("model", "ema"):
+            if sum(w.nbytes for w in content[part].values()) > size:
+                raise ValueError("its weights claim to be larger than the file")
     return content
+
+
+PARTS = dict(model=dict, ema=dict, config=dict, args=dict, tokenizer=dict, step=int)
+
+
+def check_archive(path, size):
+    """A zip may claim to hold more than its size: torch stores without compression."""
+    with zipfile.ZipFile(path) as z:
+        if sum(record.file_size for record in z.infolist()) > size:
+            raise ValueError("it claims to hold more than its size")
+
+
+def reason(e):
+    """The first line of an exception, in which torch says what is wrong"""
+    return (str(e).splitlines() or [type(e).__name__])[0]
+
+
+@contextlib.contextmanager
+def must_fit(path):
+    """Around the use of a checkpoint: where its parts do not fit each other, that is a Fail."""
+    try:
+        yield
+    except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as e:
+        raise Fail(f"{path} does not fit its own description ({reason(e)})") from None
 
 
 def newest_good(out_dir, warn):
@@ -132,24 +165,39 @@ def build(content):
     unknown = set(config) - {f.name for f in fields(Config)}
     if unknown:
         raise Fail(f"the checkpoint has options that are not known here: {', '.join(unknown)}")
-    check_sizes(config, content["model"])
+    for part in ("model", "ema"):
+        check_sizes(config, content[part])
     return Transformer(Config(**config), content.get("permutation"))
 
 
 def check_sizes(config, weights):
     """Before anything is built: a description must not ask for more than the file holds."""
+    for f in fields(Config):
+        if type(config.get(f.name, f.default)) is not f.type:
+            raise ValueError(f"{f.name} is {config[f.name]!r}")
     blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
     head = tuple(weights["head.weight"].shape)
     if len(blocks) != config["n_layer"] or head != (config["V"], config["n_embd"]):
         raise ValueError("its sizes are not those of its weights")
+    with torch.device("meta"):                          # shapes only
+        net = Transformer(Config(**config))
+    check_names(net, weights)
+    for name, p in net.named_parameters():
+        if p.shape != weights[name].shape:
+            raise ValueError(f"{name} has another shape")
+
+
+def check_names(net, weights):
+    """They must be all that is trained; adapters need not name what is frozen."""
+    trained = {name for name, p in net.named_parameters() if p.requires_grad}
+    if set(weights) != trained:
+        odd = min(set(weights) ^ trained)
+        raise ValueError(f"{odd} is missing, or has no place")
 
 
 def set_weights(net, weights):
-    """Load weights into a network; adapters need not name what is frozen."""
-    trained = {name for name, p in net.named_parameters() if p.requires_grad}
-    if set(weights) != trained:
-        odd = sorted(set(weights) ^ trained)[0]
-        raise ValueError(f"{odd} is missing, or has no place")
+    """Load weights into a network"""
+    check_names(net, weights)
     if not all(w.isfinite().all() for w in weights.values()):
         raise ValueError("its weights are not finite numbers")
     net.load_state_dict(weights, strict=False)
@@ -164,15 +212,14 @@ def load(path, device="cpu", ema=True):
     if path.is_dir() or not path.suffix:
         path = path / "ckpt.pt"
     content = read(path)
-    try:
+    with must_fit(path):
         net = build(content)
         set_weights(net, content["ema"] if ema else content["model"])
         tokenizer = data.tokenizer_from(content["tokenizer"])
+        if tokenizer.vocab_size != net.config.V:
+            raise ValueError("its tokenizer has another vocabulary")
         net = net.to(device).eval().requires_grad_(False)
         return Loaded(net, content["args"], tokenizer, content["step"])
-    except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as e:
-        reason = str(e).splitlines()[0]
-        raise Fail(f"{path} does not fit its own description ({reason})") from None
 
 
 def from_llada(folder, device):
@@ -239,6 +286,23 @@ class Loaded:
             texts += self.texts(x, n, holes=bool(infill))
         return texts
 
+    def images(self, num_samples=64, steps=128, known=None, keep=None, seed=None, batch_size=64,
+               **settings):
+        """-> (num_samples, H, W, C) uint8. To paint in: known (num_samples, H, W, C) uint8 images,
+        of which the pixels where keep (H, W) bool is true are told. settings: of documents()"""
+        if seed is not None:
+            torch.manual_seed(seed)
+        start, drawn = None, []
+        for first in range(0, num_samples, batch_size):
+            B = min(batch_size, num_samples - first)
+            if known is not None:
+                x = torch.from_numpy(known[first:first + B]).long().flatten(1)      # (B, L)
+                told = torch.from_numpy(keep).flatten().repeat_interleave(known.shape[3])  # (L,)
+                y = torch.where(told[:, None], self.code.encode(x), self.code.mask)
+                start = y, torch.full((B,), x.shape[1])
+            drawn.append(self.documents(B, start, steps, **settings)[0])
+        return torch.cat(drawn).view(-1, *self.config.shape).byte().numpy()
+
     def start(self, prompt="", infill=""):
         """What generation begins with: None, or the state of one row (sampler.start_from)"""
         if prompt and infill:
@@ -270,9 +334,9 @@ class Loaded:
             if start is not None:
                 clean = int((start[0][0] != self.code.mask).all(1).sum())
                 prompt = self.code.decode(start[0][:, :clean])
+            temperature = settings.get("temperature", 1.0)
             return sampler.generate_left_to_right(self.predict, self.code, B, block_size,
-                                                  self.tokenizer.eot, settings.get("temperature", 1.0),
-                                                  prompt)
+                                                  self.tokenizer.eot, temperature, prompt)
         predict = self.predict
         if used.name != trained.name:
             predict = sampler.retimed(predict, trained, used)

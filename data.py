@@ -24,7 +24,9 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import os
+import re
 import sys
 
 import numpy as np
@@ -262,10 +264,15 @@ def opened(name, folder, asked, block_size, packing):
         tokenizer = tokenizer_from(read_json(path))
     else:
         tokenizer = tokenizer_from(asked or spec)
-    sides = {}
+    shape, sides = meta.get("shape"), {}
+    if shape:                                       # images: one after the other, all of one size
+        block_size, packing = math.prod(shape), "stream"
     for side in ("train", "val"):
         path = os.path.join(folder, f"{side}.bin")
         sides[side] = Documents(path, tokenizer, block_size, packing)
+        if shape and sides[side].size % block_size:
+            raise Fail(f"{path} has {sides[side].size:,} bytes, which are no images of "
+                       f"{' x '.join(map(str, shape))}: delete {folder} to prepare it again")
         if sides[side].report() and os.environ.get("RANK", "0") == "0":
             say(sides[side].report())
     return Dataset(name, folder, sides["train"], sides["val"], tokenizer, meta)
@@ -282,7 +289,8 @@ class Args:
 
 def by_hand(name, doc, cls=Args, argv=None):
     """What prepare.py does when it is run by hand: make the set, unless it is there."""
-    args = parse(cls, doc, sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = parse(cls, doc, [re.sub("^--from(?=$|=)", "--source", word) for word in words])
     dataset = load(name, **dataclasses.asdict(args))
     for docs in (dataset.train, dataset.val):
         say(f"{docs.path}: {len(docs):,} documents, {docs.tokens:,} tokens")

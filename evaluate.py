@@ -27,8 +27,11 @@ per token and per word. +- is one standard error, over documents and noise toget
     distinct-2  different pairs of neighbouring tokens / all such pairs
     entropy     of the tokens, in bits: low means repetition
     copied      share of the samples that are training documents, word for word
-    calls       network calls per batch: --steps, and a few for what is masked in the end
+    calls       network calls per sample: --steps, and a few for what is masked in the end
     spans       validation documents in which a removed span of 1 to 6 tokens is restored exactly
+
+Images: bits per dimension, that is per intensity, by the same bounds; and of the samples the
+Frechet distance (frechet.py) to the training images.
 
 One worked number: a model that knows nothing about bytes has 8 bits per byte, and more for lengths.
 """
@@ -46,6 +49,7 @@ import torch.nn.functional as F
 
 import checkpoint
 import data
+import frechet
 import interpolant
 import rates
 import train
@@ -62,7 +66,7 @@ from sampler import ORDERS, SAMPLERS, stack, start_from
 MOST = 10_000       # validation documents that samples are compared with
 COLUMNS = ("run", "method", "ell", "sampler", "steps", "calls", "valid", "valid_error", "length_tv",
            "mean_length", "distinct_2", "entropy", "copied", "perplexity", "perplexity_error",
-           "seconds")
+           "frechet", "features", "seconds")
 
 
 @dataclass
@@ -86,6 +90,7 @@ class Args:
     temperature: float = flag(1.0, "1: what the model says; 0: always the likeliest token")
     judge: str = flag("", "a GPT-2 folder, or an ar run: perplexity of the samples")
     generations: str = flag("", "a .jsonl whose texts --judge judges, in place of a model's")
+    inception: str = flag("", "images: a TorchScript file for the Frechet distance; empty: pixels")
     batch_size: int = flag(128, "documents at a time")
     csv: str = flag("", "also write the table of samples here")
     png: str = flag("", "also draw quality against network calls here")
@@ -121,6 +126,10 @@ def open_data(loaded, args):
         data_dir = args.data_dir or loaded.args.get("data_dir", "")
         dataset = data.load(name, data_dir, block_size, loaded.tokenizer, **reading)
         judged = Judged(name, dataset.val, dataset.train)
+        shape = tuple(dataset.meta.get("shape", ()))
+        if shape != loaded.config.shape:
+            raise Fail(f"{name} has the image shape {shape}, the model {loaded.config.shape} (() "
+                       "is text): name another --dataset")
     what = "as in its training"
     if (name, packing) != (own.dataset, own.packing):
         what = f"trained on {own.dataset or 'something else'}, --packing {own.packing}"
@@ -145,7 +154,7 @@ def bounds_of(loaded):
 
 @torch.no_grad()
 def document_nll(loaded, documents, ids, bound, repeats):
-    """A bound for the documents `ids`: (N,) nats, the mean over `repeats` draws of time and noise"""
+    """A bound for the documents `ids`: (N,) nats, the mean over `repeats` draws of time, noise"""
     x, n, given = documents.batch(ids)
     own = SimpleNamespace(method=loaded.args["method"], block_size=loaded.config.block_size)
     x1, n1 = train.canvas(x, n, own, documents.tokenizer.eot)
@@ -212,65 +221,83 @@ def exponential(estimate):
     return value.exp(), value.exp() * error
 
 
+BOUNDS_OF_IMAGES = {"exact": "exact", "loose": "valid bound", "paper": "paper (no bound)"}
+
+
 def print_likelihood(loaded, judged, args):
     counts, table = likelihood(loaded, judged, args)
+    if loaded.config.shape:
+        for bound, row in table.items():
+            name = BOUNDS_OF_IMAGES[bound]
+            value, error = (x / math.log(2) for x in row["token"])
+            say(f"  {name:<16} {value:.4f} +- {error:.4f} bits per dimension")
+        return
     say("  counted: " + ", ".join(f"{number:,} {what}" for what, number in counts.items()))
     titles = "nats/document", "nats/token", "bits/byte", "perplexity/token", "perplexity/word"
-    say(" " * 18 + "".join(f"{title:>20}" for title in titles))
+    say(" " * 18 + "".join(f"{title:>24}" for title in titles))
     for bound, row in table.items():
         name = "paper (no bound)" if bound == "paper" else bound
-        cells = [f"{value:.5g} +- {error:.2g}" for value, error in row.values()]
-        say(f"  {name:<16}" + "".join(f"{cell:>20}" for cell in cells))
+        cells = [f"{value:.4g} +- {error:.2g}" for value, error in row.values()]
+        say(f"  {name:<16}" + "".join(f"{cell:>24}" for cell in cells))
 
 
 # -----------------------------------------------------------------------------
 # samples
 
 class Counted:
-    """predict, and how often it was called"""
+    """predict, and for how many documents it was asked"""
 
     def __init__(self, predict):
-        self.predict, self.calls = predict, 0
+        self.predict, self.documents = predict, 0
 
-    def __call__(self, *args, **named):
-        self.calls += 1
-        return self.predict(*args, **named)
+    def __call__(self, y, *rest, **named):
+        self.documents += len(y)
+        return self.predict(y, *rest, **named)
+
+
+def until_end(x, n, eot):
+    """ids (B, L), lengths (B,) -> lists of ids; a fixed canvas ends a document with an end token"""
+    rows = []
+    for row, length in zip(x.tolist(), n.tolist()):
+        row = row[:length]
+        rows.append(row[:row.index(eot)] if eot in row else row)
+    return rows
 
 
 def draw(loaded, how, steps, args):
-    """-> texts, and network calls per batch"""
+    """-> samples, lists of ids; and network calls per sample"""
+    torch.manual_seed(args.seed)
     loaded.predict = counted = Counted(loaded.predict)
     size = at_a_time(args.batch_size, loaded.code, loaded.config.block_size)
-    texts, parts, seed = [], 0, args.seed           # the first batch's seed fixes all of them
+    samples = []
     for part in batches(range(args.num_samples), size, f"{steps} steps, samples"):
-        texts += loaded.generate(len(part), steps=steps, sampler=how, order=args.order, seed=seed,
-                                 temperature=args.temperature, batch_size=size)
-        seed, parts = None, parts + 1
+        x, n = loaded.documents(len(part), None, steps, sampler=how, order=args.order,
+                                temperature=args.temperature)
+        samples += until_end(x, n, loaded.tokenizer.eot)
     loaded.predict = counted.predict
-    return texts, counted.calls / parts
+    return samples, counted.documents / len(samples)
 
 
-def texts_of(loaded, documents, most):
-    """The first documents as samples are read: on a fixed canvas up to the first end token"""
-    texts = []
-    for first in range(0, min(most, len(documents)), 1000):
-        x, n, _ = documents.batch(range(first, min(first + 1000, most, len(documents))))
-        texts += loaded.texts(x, n)
-    return texts
+def first_of(documents, most):
+    """Up to `most` documents, as samples are read"""
+    rows, count = [], min(most, len(documents))
+    for first in range(0, count, 1000):
+        x, n, _ = documents.batch(range(first, min(first + 1000, count)))
+        rows += until_end(x, n, documents.tokenizer.eot)
+    return rows
 
 
 def judge_samples(path, loaded, judged, judge, args):
     """Draw, judge and print. -> rows of the csv"""
-    val_texts = texts_of(loaded, judged.documents, MOST)
-    val, known = [loaded.tokenizer.encode(text) for text in val_texts], None
+    decode, val, known = loaded.tokenizer.decode, first_of(judged.documents, MOST), None
     if judged.train is not None and len(judged.train) < 1e6:
-        known = set(texts_of(loaded, judged.train, len(judged.train)))
+        known = set(map(decode, first_of(judged.train, len(judged.train))))
     mean_length = np.mean([len(ids) for ids in val])
     say(f"  {args.num_samples} samples; validation documents have entropy {entropy(val):.2f} bits, "
         f"mean length {mean_length:.1f}")
     if judge:
-        some = val_texts[:args.num_samples or 1000]
-        judge.report("validation documents", some, args.batch_size)
+        texts = [decode(ids) for ids in val[:args.num_samples or 1000]]
+        judge.report("validation documents", texts, args.batch_size)
     if not args.num_samples:
         return []
     samplers, steps = args.sampler.split(","), whole_numbers(args.steps, "steps")
@@ -281,11 +308,11 @@ def judge_samples(path, loaded, judged, judge, args):
     rows = []
     for how, k in itertools.product(samplers, steps):
         began = time.time()
-        texts, calls = draw(loaded, how, k, args)
+        samples, calls = draw(loaded, how, k, args)
+        texts = [decode(ids) for ids in samples]
         row = dict(run=path, method=loaded.args["method"], ell=loaded.code.ell, sampler=how,
                    steps=k, calls=calls, seconds=time.time() - began)
-        row |= quality(texts, val, loaded.tokenizer, loaded.config.block_size,
-                       VALID.get(judged.name), known)
+        row |= quality(samples, texts, val, loaded.config.block_size, VALID.get(judged.name), known)
         say(f"  {how:<8}{k:>8}{calls:>8.1f}   {100 * row['valid']:4.1f}% +- "
             f"{100 * row['valid_error']:<4.1f}{row['length_tv']:>11.3f}{row['mean_length']:>14.1f}"
             f"{row['distinct_2']:>13.3f}{row['entropy']:>10.2f}{100 * row['copied']:>8.1f}%"
@@ -294,6 +321,41 @@ def judge_samples(path, loaded, judged, judge, args):
             perplexity, error = judge.report("samples", texts, args.batch_size)
             row |= {"perplexity": perplexity, "perplexity_error": error}
         rows.append(row)
+    return rows
+
+
+def first_images(documents, most):
+    """Up to `most` images: (N, H W C) uint8"""
+    ids = np.array_split(np.arange(min(most, len(documents))), 50)      # int64 for a moment
+    return torch.cat([documents.batch(part)[0].byte() for part in ids if len(part)]).numpy()
+
+
+def judge_images(path, loaded, judged, args):
+    """Draw, judge and print. -> rows of the csv"""
+    shape = loaded.config.shape
+    real = first_images(judged.train, 5 * MOST).reshape(-1, *shape)
+    if args.inception:
+        features = frechet.Inception(args.inception, loaded.net.head.weight.device)
+    else:
+        features = frechet.Pixels(real)
+    of_real = features(real)
+    val = features(first_images(judged.documents, args.num_samples).reshape(-1, *shape))
+    say(f"  Frechet distance to {len(real):,} training images, in {features.name}; that of "
+        f"{len(val):,} validation images is {frechet.distance(val, of_real):.4g}")
+    say("  sampler    steps   calls   distance   seconds")
+    samplers, steps = args.sampler.split(","), whole_numbers(args.steps, "steps")
+    if loaded.config.causal:
+        samplers, steps = ["parallel"], [loaded.config.block_size]
+    rows = []
+    for how, k in itertools.product(samplers, steps):
+        began = time.time()
+        samples, calls = draw(loaded, how, k, args)
+        images = np.array(samples, dtype=np.uint8).reshape(-1, *shape)
+        far = frechet.distance(features(images), of_real)
+        rows.append(dict(run=path, method=loaded.args["method"], ell=loaded.code.ell, sampler=how,
+                         steps=k, calls=calls, frechet=far, features=features.name,
+                         seconds=time.time() - began))
+        say(f"  {how:<8}{k:>8}{calls:>8.1f}{far:>11.4g}{rows[-1]['seconds']:>10.1f}")
     return rows
 
 
@@ -356,6 +418,8 @@ def judge_model(path, judge, args, device):
         print_likelihood(loaded, judged, args)
     if args.spans:
         judge_spans(loaded, judged.documents, args)
+    if args.num_samples and loaded.config.shape:
+        return judge_images(path, loaded, judged, args)
     if args.num_samples or judge:
         return judge_samples(path, loaded, judged, judge, args)
     return []

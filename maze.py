@@ -323,7 +323,7 @@ def train_method(method, args):
         command += ["--overwrite"]
     for name, value in flags.items():
         command += [f"--{name}", value]
-    train.train(map(str, command))
+    train.train([str(word) for word in command])
     loaded = checkpoint.load(folder, pick_device(args.device))
     if loaded.step < loaded.args["max_iters"]:
         raise Fail(f"stopped after step {loaded.step} of {method}: go on with the same command and "
@@ -429,7 +429,7 @@ def examples(arms, maze, tests, args):
 def growth(arm, maze, task):
     """A path as it grows, event by event: [(t, [cell, or None for a mask, ..]), ..]. Of at most 10
     the first that is right."""
-    C, code = len(maze.cells), arm.loaded.code
+    C, code, frames = len(maze.cells), arm.loaded.code, []
 
     def watch(t, y, n):
         y = y[0, :n[0]]                                                 # (n, ell)
@@ -438,7 +438,7 @@ def growth(arm, maze, task):
         frames.append((t, [None if v < 0 else v for v in ids if v < C]))
 
     for _ in range(10):
-        frames = [(0.0, task.subgoals)]
+        frames[:] = [(0.0, task.subgoals)]
         paths = solve(arm, [task], C, 4 * arm.loaded.config.block_size, kind="exact", watch=watch)
         if verdicts(maze, [task], paths) == [None]:
             break
@@ -561,6 +561,7 @@ def run(argv=None):
     fill_table(os.path.join(args.out_dir, "results.csv"), arms, maze, sum(tests, []), args)
 
     # 5. draw
+    torch.manual_seed(args.seed)
     shown = examples(arms, maze, tests, args)
     mazes.draw_examples(os.path.join(args.out_dir, "mazes.png"), maze, shown, len(tests))
     task = tests[len(args.K_list) - 1][0]

@@ -51,6 +51,7 @@ class Config:
     n_cond: int = 128                   # width of the time embedding
     dropout: float = 0.0
     rope_theta: float = 10000.0
+    shape: tuple = ()                   # of images: (height, width, channels)
 
 
 # -----------------------------------------------------------------------------
@@ -125,6 +126,14 @@ def angles(pos, hd, theta):
     frequencies = theta ** (-torch.arange(0, hd, 2, device=pos.device) / hd)
     angle = pos[:, None, None] * frequencies
     return angle.cos(), angle.sin()
+
+
+def angles_of_images(pos, hd, theta, shape):
+    """The same for pixels: half of the frequencies turn with the row, half with the column."""
+    _, width, channels = shape
+    pixel = pos // channels
+    row, column = angles(pixel // width, hd // 2, theta), angles(pixel % width, hd // 2, theta)
+    return torch.cat([row[0], column[0]], -1), torch.cat([row[1], column[1]], -1)
 
 
 # -----------------------------------------------------------------------------
@@ -256,9 +265,17 @@ class Transformer(Network):
             raise ValueError(f"n_embd {c.n_embd} must be an even multiple of n_head {c.n_head}")
         if c.ell < 1 or c.n_embd % c.ell:
             raise ValueError(f"n_embd {c.n_embd} must be a multiple of ell {c.ell}, the digits")
+        if c.shape and math.prod(c.shape) != c.block_size:
+            raise ValueError(f"images of {c.shape} are not block_size {c.block_size} numbers")
+        if c.shape and c.n_embd % (4 * c.n_head):
+            raise ValueError(f"n_embd {c.n_embd} must be a multiple of 4 n_head for images: its "
+                             "heads turn with rows and columns")
         self.code = Code(c.V, c.ell, permutation)
         self.embed = nn.Embedding(self.code.b + 2, c.n_embd // c.ell)     # the digits, mask and pad
         self.given = nn.Parameter(torch.zeros(c.n_embd))                    # added to given slots
+        self.channel = None                         # red, green, blue
+        if c.shape:
+            self.channel = nn.Parameter(torch.zeros(c.shape[2], c.n_embd))
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
         self.norm = nn.LayerNorm(c.n_embd, bias=False)
         self.head = nn.Linear(c.n_embd, c.V, bias=False)
@@ -293,10 +310,16 @@ class Transformer(Network):
     def trunk(self, packed, alpha):
         """Packed, alpha (B,) -> what the token head reads (M, d), log g (T,). This is compiled."""
         c = self.config
-        cos, sin = angles(packed.pos, c.n_embd // c.n_head, c.rope_theta)
+        hd = c.n_embd // c.n_head
+        if c.shape:
+            cos, sin = angles_of_images(packed.pos, hd, c.rope_theta, c.shape)
+        else:
+            cos, sin = angles(packed.pos, hd, c.rope_theta)
         cond = None if self.time is None else self.time(wave(1000 * alpha)) # (B, n_cond)
         x = self.embed(packed.y).flatten(1)                              # (T, d): a share per digit
         x = x + packed.given * self.given
+        if c.shape:
+            x = x + self.channel[packed.pos % c.shape[2]]
         for block in self.blocks:
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, cond, cos, sin, packed, use_reentrant=False)

@@ -1,7 +1,7 @@
 """What texts are worth: are they well-formed, as long and as varied as they should be, and how
 likely does another language model find them?
 
-    quality(texts, val, tokenizer, block_size, VALID.get("python"), known=None)     # -> a dict
+    quality(samples, texts, val, block_size, VALID.get("python"), known=None)       # -> a dict
     Judge("gpt2-large", device).report("samples", texts, batch_size=8)              # -> perplexity
 """
 import ast
@@ -41,9 +41,9 @@ def at_a_time(batch_size, code, block_size):
 def ratio(total, size):
     """sum(total) / sum(size) over independent documents, both (N,), and its standard error (by the
     delta method)"""
-    rate = total.sum() / size.sum()
-    error = (total - rate * size).std() / math.sqrt(len(total)) / size.mean()
-    return rate, error
+    N, rate = len(total), total.sum() / size.sum()
+    variance = (total - rate * size).square().sum() / (N - 1)               # nan for one document
+    return rate, (variance / N).sqrt() / size.mean()
 
 
 # -----------------------------------------------------------------------------
@@ -86,15 +86,14 @@ def entropy(documents):
     return float(-(p * np.log2(p)).sum())
 
 
-def quality(texts, val, tokenizer, block_size, valid, known):
-    """Texts against validation documents. val: lists of ids; valid: text -> bool, or None; known:
-    the training texts, or None. -> a dict, nan where nothing is known"""
-    ids = [tokenizer.encode(text) for text in texts]
-    pairs = [pair for document in ids for pair in zip(document, document[1:])]
-    lengths, val_lengths = [len(d) for d in ids], [len(d) for d in val]
+def quality(samples, texts, val, block_size, valid, known):
+    """Samples (lists of ids, and their texts) against validation documents (lists of ids). valid:
+    text -> bool, or None; known: the training texts, or None. -> a dict, nan: not known"""
+    pairs = [pair for ids in samples for pair in zip(ids, ids[1:])]
+    lengths, val_lengths = [len(ids) for ids in samples], [len(ids) for ids in val]
     gap = histogram(lengths, block_size) - histogram(val_lengths, block_size)
     row = {"valid": math.nan, "valid_error": math.nan, "length_tv": float(np.abs(gap).sum() / 2),
-           "mean_length": float(np.mean(lengths)), "entropy": entropy(ids),
+           "mean_length": float(np.mean(lengths)), "entropy": entropy(samples),
            "distinct_2": len(set(pairs)) / max(1, len(pairs)), "copied": math.nan}
     if valid:
         p = float(np.mean([valid(text) for text in texts]))

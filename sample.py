@@ -1,4 +1,4 @@
-"""Text from a trained model.
+"""Text, or images, from a trained model.
 
     python sample.py                                            # ten documents from out/ckpt.pt
     python sample.py --prompt 'import '                         # continue a beginning
@@ -7,6 +7,8 @@
     the terminal
     python sample.py --trace out/trace.gif                      # the same as a moving picture
     python sample.py --num_samples 1000 --save samples.jsonl    # one {"text": ...} a line
+    python sample.py --png grid.png --num_samples 64            # images; --trace works, too
+    python sample.py --png grid.png --keep top                  # paint in the lower half of others
 
 On a fixed canvas (mdm, prime) a hole says how many tokens it has: [..8]. How it works: sampler.py.
 """
@@ -14,9 +16,12 @@ import json
 import time
 from dataclasses import dataclass
 
+import numpy as np
+
 import checkpoint
+import data
 from common import Fail, atomic_open, flag, main, parse, say
-from figures import movie
+from figures import images, movie
 from model import pick_device
 from sampler import ORDERS, SAMPLERS, generate  # noqa: F401 (sample.generate is what others call)
 
@@ -36,6 +41,9 @@ class Args:
     window: int = flag(0, "reveal only the leftmost masks of this many; 0: any", low=0)
     prompt: str = flag("", "a beginning to continue")
     infill: str = flag("", "a text with holes: [..] is one token or more; [..8] is 8 of them")
+    png: str = flag("", "images: save a grid of them here")
+    keep: str = flag("", "images: paint in validation images, of which the top half, the left half "
+                     "or a random FRACTION of the pixels is told")
     show: bool = flag(False, "play the generation in the terminal")
     trace: str = flag("", "save the generation of at most 6 documents as a .gif")
     save: str = flag("", "write the documents to this .jsonl instead of the terminal")
@@ -46,6 +54,52 @@ class Args:
     device: str = flag("auto", "auto, cpu, cuda, mps")
 
 
+def kept_pixels(keep, shape, seed):
+    """'top', 'left' or a fraction -> (H, W) bool: the pixels that are told"""
+    H, W, _ = shape
+    kept = np.zeros((H, W), dtype=bool)
+    if keep == "top":
+        kept[:H // 2] = True
+    elif keep == "left":
+        kept[:, :W // 2] = True
+    else:
+        try:
+            share = float(keep)
+        except ValueError:
+            share = 0
+        if not 0 < share < 1:
+            raise Fail(f"--keep {keep}: it is top, left, or a fraction such as 0.2")
+        kept = np.random.default_rng(seed).random((H, W)) < share
+    return kept
+
+
+def draw_images(loaded, args):
+    """A grid of images (--png), or a moving picture of how they come about (--trace)"""
+    if bool(args.png) == bool(args.trace) or args.show or args.save or args.prompt or args.infill:
+        raise Fail(f"{args.out_dir} draws images: save a grid with --png grid.png, or a moving "
+                   "picture with --trace images.gif")
+    if loaded.config.causal and args.keep not in ("", "top"):
+        raise Fail("an autoregressive model goes on from above: use --keep top")
+    settings = {name: getattr(args, name) for name in SETTINGS if name not in ("prompt", "infill")}
+    settings["num_samples"] = B = min(args.num_samples, 16) if args.trace else args.num_samples
+    shape = loaded.config.shape
+    if args.keep:
+        val = data.load(loaded.args["dataset"], loaded.args.get("data_dir", "")).val
+        known = val.batch(np.arange(B) % len(val))[0].view(-1, *shape).byte().numpy()
+        settings |= dict(known=known, keep=kept_pixels(args.keep, shape, args.seed))
+    if args.trace:
+        images.save(args.trace, images.record(loaded, seed=args.seed, **settings))
+        say(f"{args.trace}: how these were drawn")
+        return
+    drawn, across = loaded.images(seed=args.seed, batch_size=args.batch_size, **settings), 8
+    if args.keep:
+        told = np.where(settings["keep"][:, :, None], known, images.GREY)
+        drawn, across = np.stack([told, drawn, known], 1).reshape(-1, *shape), 9
+        say("three columns each: what was told, painted in, the original")
+    images.save(args.png, [images.grid(drawn.astype(np.uint8), across)])
+    say(f"{args.png}: {B} images")
+
+
 def run(argv=None):
     args = parse(Args, __doc__, argv)
     if args.trace and not args.trace.endswith(".gif"):
@@ -53,6 +107,10 @@ def run(argv=None):
     if args.save and (args.show or args.trace):
         raise Fail("--save writes documents, --show and --trace draw a few: give one")
     loaded = checkpoint.load(args.out_dir, pick_device(args.device))
+    if loaded.config.shape:
+        return draw_images(loaded, args)
+    if args.png or args.keep:
+        raise Fail(f"{args.out_dir} writes text: --png and --keep are for images")
     settings = {name: getattr(args, name) for name in SETTINGS}
     began = time.time()
     if args.show or args.trace:

@@ -20,6 +20,7 @@ processes.
 """
 import math
 import os
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
@@ -37,7 +38,7 @@ import parallel
 import prime
 import rates
 from common import Fail, Log, Stop, flag, lock, main, parse, say
-from figures import curve
+from figures import curve, images
 from interpolant import below
 from model import Config, Transformer, pick_device
 from muon import optimizers_for
@@ -55,7 +56,14 @@ PRESETS = {     # what a data set is trained with, where the user names nothing 
                      learning_rate=2e-3, warmup_iters=100, max_iters=1800, eval_interval=600),
     "functions": dict(block_size=1024, batch_size=64, n_layer=8, n_head=8, n_embd=512,
                       rope_theta=1000.0, learning_rate=2e-3, max_iters=2000, targets="sampled"),
+    "glyphs": dict(method="prime", n_layer=4, n_head=4, n_embd=128, batch_size=32,
+                   learning_rate=2e-3, max_iters=1500, eval_iters=8),
+    # not measured on a GPU; reveals by the paper's schedule for images, beta = t^3
+    "cifar10": dict(method="prime", n_layer=12, n_head=12, n_embd=768, batch_size=128,
+                    unmasking="polynomial,exponent=3", dropout=0.1, learning_rate=1e-3,
+                    warmup_iters=2500, max_iters=200_000, ema=0.9999, eval_interval=5000),
 }
+PRESETS["imagenet32"] = PRESETS["cifar10"]
 
 
 @dataclass
@@ -93,6 +101,8 @@ class Args:
     t_power: float = flag(2.0, "times are 1 - (1 - u)^t_power, weighted to match: 1 is uniform, 2 "
                           "has the least variance", low=0.1, high=10.0)
     weight_cap: float = flag(1000.0, "cap on the hazards in the training loss; never in a bound")
+    code: str = flag("plain", "ell > 1: plain digits, or gray: neighbouring numbers differ in one "
+                     "digit", ("plain", "gray"))
     shuffle_ids: float = flag(0.0, "ell > 1: share of ids permuted before they become digits",
                               high=1.0)
     # optimization
@@ -139,7 +149,8 @@ def settle(args):
     digits = 2 if "prime" in args.method else 1
     args.ell = args.ell or digits
     if args.ell > 1 and digits == 1:
-        raise Fail(f"--method {args.method} has a digit per token: --ell is for prime and flexprime")
+        raise Fail(f"--method {args.method} has a digit per token: --ell is for prime and "
+                   "flexprime")
     try:
         insertion, unmasking = schedules(args)
     except ValueError as e:
@@ -156,6 +167,9 @@ def settle(args):
         args.optimizer = "muon" if plain else "adamw"
     if args.dtype == "auto":
         args.dtype = "bfloat16" if args.device.startswith("cuda") else "float32"
+    if args.fsdp and "RANK" not in os.environ:
+        raise Fail("--fsdp shards over the processes that torchrun starts: use torchrun, or "
+                   "--no-fsdp")
     if args.fsdp and args.optimizer == "muon":
         raise Fail("muon needs whole matrices: use --optimizer adamw with --fsdp")
 
@@ -180,9 +194,10 @@ def draw_given(n1, L, most_holes=3):
     """Text with holes: which tokens of documents of n1 (B,) tokens are given, (B, L) bool.
 
     1. Run lengths r_0 .. r_k around k holes are drawn by a law that does not look at the document:
-    shares
-       of the length of another one. r_0 is 0 in a third of the cases, r_k in another third.
-    2. If the runs leave fewer than k tokens for the holes, nothing is given.
+       shares of the length of another one. r_0 is 0 in a third of the cases, r_k in another third.
+    2. If the runs leave fewer than k tokens for the holes, everything is given, and the document
+       teaches nothing. (Nothing given would make short documents too frequent among those without
+       given text.)
     3. Otherwise the holes share what is left, all ways to do so being equally likely.
 
     So with one hole the best answer is exactly p(x1 | given text, the hole is not empty). With k
@@ -205,13 +220,14 @@ def draw_given(n1, L, most_holes=3):
     before = length.cumsum(1).gather(1, hole.clamp_max(most_holes))          # given tokens before p
     place = torch.where(p < hidden, p + before, L).clamp_max(L)
     is_hidden = torch.zeros(B, L + 1, dtype=torch.bool).scatter(1, place, True)[:, :L]
-    return ~is_hidden & below(n1, L) & (hidden >= holes)
+    return ~(is_hidden & (hidden >= holes)) & below(n1, L)
 
 
 def canvas(x, n, args, end):
     """The documents as the method sees them: with insertion as they are; on a fixed canvas filled
-    up with end tokens, which the model has to predict; autoregressive, with one end token."""
-    if METHODS[args.method] != "instant":
+    up with end tokens, which the model has to predict; autoregressive, with one end token. Images
+    have none (end < 0)."""
+    if METHODS[args.method] != "instant" or end < 0:
         return x, n
     size = x.shape[1] + 1 if args.method == "ar" else args.block_size
     full = torch.full((len(x), size), end)
@@ -347,6 +363,8 @@ def restore(net, ema, optimizers, content, dataset):
     if content["fingerprint"] != dataset.train.fingerprint:
         raise Fail("the training data differs from that of the run being resumed: restore it, or "
                    "start another --out_dir")
+    for part in ("ema", "model"):
+        checkpoint.check_names(net, content[part])
     parallel.set_trained(net, content["ema"])
     swap(net, ema)
     parallel.set_trained(net, content["model"])
@@ -354,24 +372,41 @@ def restore(net, ema, optimizers, content, dataset):
         parallel.set_optimizer(net, optimizer, state)
 
 
-def start_weights(net, path):
+def start_weights(net, path, tokenizer):
     """Begin with the averaged weights of another run. Those of a fixed canvas may begin a model
-    with
-    insertion: its gap head is new."""
+    with insertion: its gap head is new."""
     content = checkpoint.read(path)
     mine, theirs = dict(net.named_parameters()), content["ema"]
     odd = [k for k in theirs if k not in mine or mine[k].shape != theirs[k].shape]
     odd += [k for k in mine if k not in theirs and not k.startswith("gap.")]
+    odd += [k for k in ("n_head", "rope_theta", "ell")
+            if content["config"].get(k) != getattr(net.config, k)]
+    if content["tokenizer"] != tokenizer.spec():
+        odd.append("its tokenizer is another one")
     if odd or content.get("base"):
         raise Fail(f"{path} is of another kind or size ({' '.join(odd[:1])}): give the flags that "
                    "it was trained with, or train from scratch")
     parallel.set_trained(net, theirs)
 
 
-def build(args, tokenizer, content):
+def fit_to_images(args, shape):
+    """Images have a size of their own, and nothing to insert."""
+    size = math.prod(shape)
+    text = " x ".join(map(str, shape))
+    if METHODS[args.method] != "instant":
+        raise Fail(f"an image of {text} has all of its numbers from the start, and --method "
+                   f"{args.method} inserts: use --method mdm, prime or ar")
+    if "block_size" in args.named and args.block_size != size:
+        raise Fail(f"an image of {text} is {size} numbers, so --block_size {args.block_size} does "
+                   "not fit: leave it out")
+    args.block_size = size
+
+
+def build(args, tokenizer, content, shape=()):
     """The network of a run: that of the checkpoint `content`, LLaDA with adapters, or a new one"""
     if content is not None:
-        return checkpoint.build(content)
+        with checkpoint.must_fit(args.out_dir):
+            return checkpoint.build(content)
     if llada.is_folder(args.init_from):
         net = llada.retrofit(args.init_from, args.insertion, args.block_size, args.lora)
         if net.config.V != tokenizer.vocab_size:
@@ -381,39 +416,37 @@ def build(args, tokenizer, content):
     permutation = None
     if args.ell > 1 and args.shuffle_ids:
         permutation = prime.shuffle(tokenizer.vocab_size, args.ell, args.shuffle_ids, args.seed)
+    if args.ell > 1 and args.code == "gray":
+        permutation = prime.gray(prime.base(tokenizer.vocab_size, args.ell), args.ell)
     config = Config(V=tokenizer.vocab_size, ell=args.ell, block_size=args.block_size,
                     insertion=args.insertion, causal=args.method == "ar", n_layer=args.n_layer,
                     n_head=args.n_head, n_embd=args.n_embd, dropout=args.dropout,
-                    rope_theta=args.rope_theta)
+                    rope_theta=args.rope_theta, shape=tuple(shape))
     try:
         return Transformer(config, permutation)
     except ValueError as e:
         raise Fail(str(e)) from None
 
 
-def resumed(args, content):
-    """The flags of the run that is resumed, but for those named now"""
-    for name, value in content["args"].items():
-        if name not in args.named and name not in ("init_from", "out_dir", "overwrite", "device"):
-            setattr(args, name, value)
-            args.named.add(name)                    # stronger than a preset
+def resumed(argv, content):
+    """The flags of the run that is resumed, and then those named now"""
+    new = ("init_from", "out_dir", "overwrite", "device")
+    saved = [f"--{name}={value}" for name, value in content["args"].items() if name not in new]
+    args = parse(Args, __doc__, saved + argv)
     for name in ("method", "ell", "insertion", "block_size", "n_layer", "n_head", "n_embd"):
-        before = content["args"][name]
+        before = content["args"].get(name)
         if getattr(args, name) != before:
             raise Fail(f"--{name} differs from the run being resumed ({before}): leave it out, or "
                        "start another --out_dir")
+    return args
 
 
 def claim(args):
     """Lock out_dir, and refuse to write over a run"""
     held = lock(args.out_dir)
-    old = checkpoint.found(args.out_dir)
-    if old and args.init_from != "resume":
-        if not args.overwrite:
-            raise Fail(f"{args.out_dir} holds a run: go on with --init_from resume, start again "
-                       "with --overwrite, or name another --out_dir")
-        for path in old:
-            path.unlink()
+    if checkpoint.found(args.out_dir) and args.init_from != "resume" and not args.overwrite:
+        raise Fail(f"{args.out_dir} holds a run: go on with --init_from resume, start again with "
+                   "--overwrite, or name another --out_dir")
     return held
 
 
@@ -439,7 +472,8 @@ def mfu_text(net, args, tokens, seconds):
         masked = float((noised.y == 1).any(2).sum() / n.sum())
     # assumption: documents of 0.62 block_size, as OpenWebText's; a slot attends to all of its
     # document
-    attention = 2 * args.n_layer * args.n_embd * present * 0.62 * args.block_size
+    length = args.block_size if net.config.shape else 0.62 * args.block_size
+    attention = 2 * args.n_layer * args.n_embd * present * length
     weights = present * (net.count()[1] + attention) + masked * net.head.weight.numel()
     return f" | mfu {100 * 6 * tokens * weights / seconds / peak:.0f}%"
 
@@ -486,8 +520,12 @@ def evaluate(net, ema, dataset, args, pieces, rank, world, autocast, step):
              f"(unmask {unmask:.3f} insert {insert:.3f})"]
     if not math.isfinite(unmask + insert):
         raise Fail(f"the validation loss of step {step} is not finite: lower --learning_rate")
-    if args.sample_steps:
-        asked = checkpoint.Loaded(net, vars(args), dataset.tokenizer, step)
+    asked = checkpoint.Loaded(net, vars(args), dataset.tokenizer, step)
+    if args.sample_steps and net.config.shape:
+        drawn = asked.images(steps=args.sample_steps, seed=step)
+        if rank == 0:
+            images.save(os.path.join(args.out_dir, "samples.png"), [images.grid(drawn)])
+    elif args.sample_steps:
         texts = asked.generate(3, steps=args.sample_steps, seed=step)
         lines += ["    " + repr(text)[1:-1] for text in texts]
     swap(net, ema)
@@ -497,38 +535,44 @@ def evaluate(net, ema, dataset, args, pieces, rank, world, autocast, step):
 
 def train(argv=None):
     # 1. flags, processes, the folder
+    argv = sys.argv[1:] if argv is None else argv
     args = parse(Args, __doc__, argv)
     args.device = pick_device(args.device)
-    content, resume = None, args.init_from == "resume"
-    if resume:
-        content = checkpoint.newest_good(args.out_dir, say)
-        resumed(args, content)
-    settle(args)
     rank, world = parallel.start(args)
     print_once = say if rank == 0 else (lambda line: None)
+    content, resume = None, args.init_from == "resume"
+    if resume:
+        content = checkpoint.newest_good(args.out_dir, print_once)
+        device, args = args.device, resumed(argv, content)
+        args.device = device
+    settle(args)
     held = claim(args) if rank == 0 else None       # noqa: F841 (kept until the process ends)
 
     # 2. data, network, optimizers
     dataset = data.load(args.dataset, data_dir=args.data_dir, block_size=args.block_size,
                         tokenizer=args.tokenizer, split=args.split, field=args.field,
                         packing=args.packing)
+    shape = dataset.meta.get("shape", ())
+    if shape:
+        fit_to_images(args, shape)
     pieces = pieces_for(args, world)
     torch.manual_seed(args.seed)
-    net = build(args, dataset.tokenizer, content).to(args.device)
+    net = build(args, dataset.tokenizer, content, shape).to(args.device)
     net.checkpointing = args.checkpointing
     if not resume and args.init_from != "scratch" and not llada.is_folder(args.init_from):
-        start_weights(net, args.init_from)
+        start_weights(net, args.init_from, dataset.tokenizer)
     if args.fsdp:
         parallel.shard(net)
     ema = {name: p.detach().clone() for name, p in net.named_parameters() if p.requires_grad}
     optimizers = optimizers_for(net, args)
     step, seconds_before, window = 0, 0.0, Window(args.device)
     if resume:
-        restore(net, ema, optimizers, content, dataset)
-        step, seconds_before = content["step"], content["seconds"]
-        if rank == 0:
-            window = Window(args.device, content["window"])
-        window.tokens = content["window_tokens"]
+        with checkpoint.must_fit(args.out_dir):
+            restore(net, ema, optimizers, content, dataset)
+            step, seconds_before = content["step"], content["seconds"]
+            if rank == 0:
+                window = Window(args.device, content["window"])
+            window.tokens = content["window_tokens"]
     if args.compile and not args.fsdp:
         net.trunk = torch.compile(net.trunk, dynamic=True)
     model = DDP(net) if world > 1 and not args.fsdp else net
@@ -539,6 +583,9 @@ def train(argv=None):
     # 3. what a run keeps
     run_flags = {f.name: getattr(args, f.name) for f in fields(Args)}
     log = Log(os.path.join(args.out_dir, "log.csv"), step) if rank == 0 else None
+    if rank == 0 and not resume:                    # --overwrite: all that could be resumed
+        for path in checkpoint.found(args.out_dir):
+            path.unlink()
     stop = Stop()
     print_once(f"{args.method} on {args.dataset}: {len(dataset.train):,} documents, "
                f"{dataset.train.tokens:,} tokens | {net.count()[0] / 1e6:.2f}M parameters | "
@@ -551,32 +598,37 @@ def train(argv=None):
         sums = window.total(world)
         state = run_state(net, ema, optimizers)
         if rank == 0:
+            log.write()             # first: what a log says too much is cut off when it is resumed
             seconds = seconds_before + time.time() - began
             checkpoint.save(args.out_dir, args.keep, step=step, **state, config=asdict(net.config),
                             args=run_flags, tokenizer=dataset.tokenizer.spec(),
                             permutation=net.code.permutation, base=net.base, lora=args.lora,
                             fingerprint=dataset.train.fingerprint, window=sums,
                             window_tokens=window.tokens, seconds=seconds)
-            log.write()
             curve.draw(os.path.join(args.out_dir, "loss.png"), log.rows)
 
     # 4. steps
     bad, batch = 0, make_batch(step, dataset.train, net.code, args)
     while True:
-        last = step == args.max_iters
-        if step > start and (last or step % args.eval_interval == 0):
+        last, asked = step >= args.max_iters, parallel.agreed(stop.asked, world)
+        due = step > start and (last or step % args.eval_interval == 0)
+        if due:
             val, lines = evaluate(net, ema, dataset, args, pieces, rank, world, autocast, step)
             print_once("\n".join(lines))
             if rank == 0:
                 log.add(step=step, val=val)
+        if due or asked:
             save()
             clock, clock_step = time.time(), step
-        if last:
+        if asked and not last:
+            print_once(f"stopped after step {step}: go on with --init_from resume "
+                       f"--out_dir {args.out_dir}")
+        if asked or last:
             break
 
         # gradients, in pieces
         if args.dropout:
-            torch.manual_seed((args.seed * 1_000_003 + step) * 4099 + 1 + rank)
+            torch.manual_seed(((args.seed * 1_000_003 + step) * 4099 + 1 + rank) % 2 ** 63)
         B = len(batch.x1)
         mine = torch.arange(rank * B // world, (rank + 1) * B // world).tensor_split(pieces)
         for i, rows in enumerate(mine):
@@ -614,13 +666,6 @@ def train(argv=None):
                         gnorm=norm, tokens=window.tokens,
                         seconds=f"{seconds_before + now - began:.0f}")
             window, clock, clock_step = Window(args.device), now, step
-
-        # asked to stop?
-        if parallel.agreed(stop.asked, world):
-            save()
-            print_once(f"stopped after step {step}: go on with --init_from resume "
-                       f"--out_dir {args.out_dir}")
-            break
 
     print_once(f"{args.out_dir}/: ckpt.pt, log.csv, loss.png after {time.time() - began:.0f} s")
     if world > 1:

@@ -73,7 +73,7 @@ def scan(docs, sha256=None):
             ends = np.append(ends, len(tokens))
         tokens = tokens[:ends[-1] + 1]      # the next window begins with a document
         sha.update(tokens)
-        ids = tokens if tokens.dtype.itemsize == 2 else tokens % GIVEN
+        ids = tokens % GIVEN if tokens.dtype.itemsize > 2 else tokens
         largest = max(largest, int(ids.max()))
         if docs.packing == "documents":
             table, count = chunks(tokens, ends, docs.tokenizer.blank_line, docs.block_size)

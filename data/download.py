@@ -62,10 +62,10 @@ def fetch(url, partial):
     with urllib.request.urlopen(request, timeout=60) as r:
         start = have if r.status == 206 else 0      # a server without ranges sends all of it again
         total = start + int(r.headers.get("Content-Length", -start))
-        with open(partial, "r+b" if have else "wb") as f:
+        with open(partial, "r+b" if have else "wb", buffering=0) as f:
             f.truncate(start)
             f.seek(start)
-            while block := r.read(2 ** 20):
+            while block := r.read1(2 ** 20):        # read1: what has arrived
                 f.write(block)
             return f.tell(), total
 

@@ -4,6 +4,7 @@
     bpe, bpe-2048   byte-level BPE, trained on the data set (bpe.py); V = 1024, or as named
     gpt2            tiktoken's GPT-2, V = 50257
     numbers-V       ids that stand for themselves, such as the cells of a maze; the last is the end
+    intensities-V   the same for the pixels of images, which need no end: eot is -1, which no id is
     FOLDER          that of a pretrained model, with its tokenizer.json and config.json
 """
 import functools
@@ -96,6 +97,9 @@ def tokenizer_from(spec):
     if re.fullmatch(r"numbers-[1-9]\d{0,8}", name):
         last = int(name.removeprefix("numbers-")) - 1
         return Tokenizer(name, Numbers(last), last + 1, last)
+    if re.fullmatch(r"intensities-[1-9]\d{0,2}", name):
+        V = int(name.removeprefix("intensities-"))
+        return Tokenizer(name, Numbers(V), V, -1)
     if os.path.exists(os.path.join(name, "tokenizer.json")):
         return Tokenizer(name, *hub.load(name), tag_of(name))
     raise Fail(f"unknown tokenizer {name!r}: it is bytes, gpt2, bpe or bpe-SIZE (for a data set "

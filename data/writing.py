@@ -113,7 +113,7 @@ def unfinished(folder):
     os.unlink(mark)
 
 
-def finish(folder, counts, tokenizer, dtype, made, anchors=True):
+def finish(folder, counts, tokenizer, dtype, made, anchors=True, **more):
     """The bins are written: add the vocabulary and meta.json. counts: {"train": documents, ...}"""
     names, tokens = ["train.bin", "val.bin"], {}
     if tokenizer.ranks:
@@ -125,9 +125,9 @@ def finish(folder, counts, tokenizer, dtype, made, anchors=True):
     sha256 = {name: file_sha256(os.path.join(folder, name)) for name in names}
     write_json(os.path.join(folder, "meta.json"), {
         "made": made, "tokenizer": {"name": tokenizer.name, "tag": tokenizer.tag}, "dtype": dtype,
-        "anchors": anchors, "documents": counts, "tokens": tokens, "sha256": sha256})
-    say(f"{folder}: {sum(counts.values()):,} documents, {counts['val']:,} of them for validation; "
-        f"{sum(tokens.values()):,} tokens, {tokenizer.tag}")
+        "anchors": anchors, "documents": counts, "tokens": tokens, "sha256": sha256, **more})
+    say(f"{sum(counts.values()):,} documents, {counts['val']:,} of them for validation; "
+        f"{sum(tokens.values()):,} tokens ({tokenizer.tag})")
 
 
 # -----------------------------------------------------------------------------
@@ -158,7 +158,9 @@ def check_sources(folder, source, split, field):
     made = read_json(os.path.join(folder, "meta.json")).get("made", {})
     now = {"from": os.path.abspath(source)}
     if os.path.exists(source):
-        now = sources(source) | {"field": field, "split": split or made.get("split")}
+        now = sources(source)
+        if "split" in made:                         # images have neither
+            now |= {"field": field, "split": split or made["split"]}
     for key, value in now.items():
         if made.get(key) != value:
             raise Fail(f"{folder} was made from something else ({key}: {made.get(key, 'unknown')}, "

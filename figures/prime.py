@@ -159,7 +159,8 @@ def figure_pair(path, args, steps=16):
         panels.append((f"{name}\n{share}", image))
     figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.4))
     for axis, (title, image) in zip(axes, panels):
-        axis.imshow(F.avg_pool2d(image[None, None], 4)[0, 0].sqrt(), cmap="gray_r")
+        coarse = F.avg_pool2d(image[None, None], 4)[0, 0]
+        axis.imshow(coarse.sqrt().numpy(), cmap="gray_r")
         axis.set_title(title, fontsize=10)
         axis.axis("off")
     figure.tight_layout()

@@ -12,8 +12,10 @@ from common import Fail, atomic_open, main
 
 def panels(rows):
     """(column, unit, label) of the pictures that these rows have values for"""
-    known = [("valid", 100, "valid samples, %"), ("length_tv", 1, "length total variation")]
-    return [panel for panel in known if not any(math.isnan(row[panel[0]]) for row in rows)]
+    known = [("valid", 100, "valid samples, %"), ("length_tv", 1, "length total variation"),
+             ("frechet", 1, "Frechet distance")]
+    return [panel for panel in known
+            if not any(math.isnan(row.get(panel[0], math.nan)) for row in rows)]
 
 
 def draw(path, rows):
@@ -54,7 +56,7 @@ def name_of(row, rows):
 
 def read(path):
     """A csv of evaluate.py -> rows with numbers"""
-    texts = ("run", "method", "sampler")
+    texts = ("run", "method", "sampler", "features")
     try:
         with open(path, newline="") as f:
             rows = list(csv.DictReader(f))

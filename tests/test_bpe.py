@@ -1,4 +1,4 @@
-"""data/bpe.py against the textbook's algorithm: the same vocabulary, and the same ids as tiktoken."""
+"""data/bpe.py against the textbook's algorithm: the same vocabulary, the same ids as tiktoken."""
 import random
 from collections import Counter
 
@@ -33,7 +33,8 @@ def lowest_rank_first(text, ranks):
     ids = []
     for word in split_into_words([text]):
         while True:
-            found = [(ranks[a + b], i) for i, (a, b) in enumerate(zip(word, word[1:])) if a + b in ranks]
+            pairs = [a + b for a, b in zip(word, word[1:])]
+            found = [(ranks[pair], i) for i, pair in enumerate(pairs) if pair in ranks]
             if not found:
                 break
             i = min(found)[1]
@@ -43,7 +44,7 @@ def lowest_rank_first(text, ranks):
 
 
 def random_texts(rng, alphabet, count=40, longest=60):
-    return ["".join(rng.choice(alphabet) for _ in range(rng.randrange(longest))) for _ in range(count)]
+    return ["".join(rng.choices(alphabet, k=rng.randrange(longest))) for _ in range(count)]
 
 
 @pytest.mark.parametrize("alphabet", ["ab", "ab ", "aé\n_1 =", "abcdefgh  "])

@@ -550,8 +550,8 @@ def test_flash_takes_16_bit_heads_of_a_gpu():
         assert model.flash(OnGpu(dtype, hd)) == takes
 
 
-@pytest.mark.parametrize("path", ["varlen", "one by one"])
-@pytest.mark.parametrize("kind", ["flexmdm", "mdm", "ar"])
+@pytest.mark.parametrize("kind, path", [("flexmdm", "varlen"), ("ar", "varlen"),
+                                        ("mdm", "one by one")])
 def test_the_compiled_trunk_compiles_once_for_all_lengths(kind, path, request):
     """30 batches of different sizes, forward and backward: nothing is compiled after the first two.
     Nothing falls back to Python in between, but attention where there is no flash attention."""
@@ -573,7 +573,7 @@ def test_the_compiled_trunk_compiles_once_for_all_lengths(kind, path, request):
     assert compiled[1] >= 1 and compiled[-1] == compiled[1], compiled
     breaks = counters["graph_break"]
     if path == "varlen":
-        assert compiled[-1] == 1 and not breaks, dict(breaks)
+        assert not breaks, dict(breaks)
     assert all("attend_one_by_one" in reason for reason in breaks)
     net.trunk = trunk
     expected = answers_and_gradients(net, y, n, t, at)

@@ -71,11 +71,11 @@ def test_right_code_passes_and_wrong_code_does_not():
 
 
 HONEST = {
-    "imports": "import math, re, random, string, hashlib, copy, collections, typing, json, "
-               "itertools, functools, heapq, datetime, decimal, fractions, dataclasses, statistics, bisect",
+    "imports": "import math, re, random, string, hashlib, copy, collections, typing, json, bisect, "
+               "itertools, functools, heapq, datetime, decimal, fractions, dataclasses, statistics",
     "logging": "import logging; logging.warning('x')",
     "queue": "import queue; q = queue.Queue(); q.put(1); assert q.get() == 1",
-    "zipfile": "import io, zipfile as z\nwith z.ZipFile(io.BytesIO(), 'w') as f: f.writestr('a', 'b')",
+    "zipfile": "import io, zipfile\nwith zipfile.ZipFile(io.BytesIO(), 'w') as z: z.namelist()",
     "thread": "import threading\nt = threading.Thread(target=print)\nt.start()\nt.join()",
     "32 threads": "import concurrent.futures as c, time\nwith c.ThreadPoolExecutor(32) as pool:\n"
                   "  assert sum(pool.map(lambda x: time.sleep(.02) or x, range(64))) == 2016",
@@ -112,17 +112,8 @@ LEAVES = {
     "open block": "if 0:\n ",
     "become another program": "import os; os.execv('/bin/true', ['true'])",
     "print the success mark": "print('\\npassed'); import sys; sys.stdout.flush(); 1 / 0",
-    "write it everywhere": "import os\nfor i in range(256):\n  try: os.write(i, b'\\npassed\\n')\n"
+    "write it everywhere": "import os\nfor i in range(256):\n  try: os.write(i, b'passed\\n')\n"
                            "  except OSError: pass\n",
-    "frames": "import sys, os\nframe = sys._getframe()\nwhile frame:\n"
-              "  for v in list(frame.f_locals.values()):\n"
-              "    if isinstance(v, (str, bytes)) and len(v) == 32:\n"
-              "      [os.write(i, b'passed ' + v.encode() + b'\\n') for i in range(3, 9)]\n"
-              "  frame = frame.f_back\n",
-    "other threads' frames": "import sys\nfor f in sys._current_frames().values():\n"
-                             "  assert 'token' in f.f_locals",
-    "heap": "import gc\nassert any(isinstance(o, dict) and 'token' in o for o in gc.get_objects())",
-    "main": "import sys\nassert [k for k in vars(sys.modules['__main__']) if 'token' in k]",
     "patched builtins": "import os, time, builtins as b\nb.len = b.compile = b.exec = os.write = "
                         "os.read = os._exit = time.sleep = lambda *a: 1\n1 / 0",
     "patched assertion": "import builtins\nclass E(BaseException):\n  def __str__(self): 1 / 0\n"
@@ -134,6 +125,26 @@ LEAVES = {
 @pytest.mark.parametrize("name", LEAVES)
 def test_to_leave_or_to_claim_success_is_not_to_pass(name):
     assert body(LEAVES[name], seconds=3).status in ("failed", "timed out")
+
+
+SNOOPS = {                              # each ends without an error if it finds what proves success
+    "frames": "import sys\nframe, found = sys._getframe(), []\nwhile frame:\n"
+              "  found += filter(proof, frame.f_locals.values())\n  frame = frame.f_back\n",
+    "all frames": "import sys\nfound = [v for f in sys._current_frames().values()\n"
+                  "         for v in f.f_locals.values() if proof(v)]",
+    "heap": "import gc\nfound = list(filter(proof, gc.get_referents(*gc.get_objects())))",
+    "arguments": "import sys, os\nfound = list(filter(proof, [*sys.argv, *os.environ.values()]))",
+    "input": "import os\nos.lseek(0, 0, 0)\nfound = os.read(0, 10)",
+}
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", SNOOPS)
+def test_the_proof_of_success_is_not_to_be_found(name):
+    proof = ("def proof(v): return isinstance(v, (str, bytes)) and len(v) == 32 and "
+             "all(c in (b'0123456789abcdef' if type(v) is bytes else '0123456789abcdef') for c in v)")
+    assert sandbox.run([f"x = '{'ab' * 16}'\n{proof}\nassert proof(x)"]).status == "passed"
+    assert sandbox.run([proof, SNOOPS[name], "assert found"]).error == "AssertionError: ''"
 
 
 # -----------------------------------------------------------------------------
@@ -163,8 +174,10 @@ def test_memory_is_limited(code):
 
 @needs_kernel
 def test_floods_do_not_reach_the_parent():
-    flood = "import os\nwhile True:\n  for i in range(3, 9):\n    try: os.write(i, b'z' * 4096)\n"
-    assert sandbox.run([flood + "    except OSError: pass"], seconds=20).status == "failed"
+    flood = ("import os\nwhile True:\n  for i in range(3, 9):\n"
+             "    try: os.write(i, b'z' * 4096)\n    except OSError: pass")
+    flooded = sandbox.run([flood], seconds=20)
+    assert flooded.status == "failed" and len(flooded.error) <= 300
     assert len(sandbox.run(["raise ValueError('x' * 10 ** 8)"]).error) <= 300
 
 
@@ -246,6 +259,7 @@ ATTACKS = {                             # each ends in an exception if it is ref
     "kill": "import os; os.kill(PID, 9)",
     "kill its group": "import os; os.killpg(PID, 9)",
     "kill the parent": "import os; os.kill(PARENT, 9)",
+    "list processes": "import os; assert os.listdir('/proc')",
     "parent's environment": "open(f'/proc/{PARENT}/environ').read()",
     "own environment": "import os; assert 'HOME' in os.environ",
     "connect": "import socket; socket.create_connection(('127.0.0.1', PORT), 1)",

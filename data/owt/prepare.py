@@ -26,7 +26,7 @@ import time
 sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
 import data
 from common import Fail, flag, main, say
-from data.download import download, expand
+from data.download import download, expand, file_size
 from data.files import ARCHIVES, LIMIT, TEXTS, documents, intact, members
 from data.tokenizers import bpe_size, tokenizer_from
 from data.writing import (encode, finish, plain, read_json, sources, stored, text_hash, token_type,
@@ -124,13 +124,16 @@ def fill(folder, archives, limit, tokenizer, dtype, workers, split, field):
     """Tokenise into folder/train.bin and val.bin. After each archive progress.json says how far
     they are good: a run that was stopped goes on from there. -> the content of progress.json"""
     path = os.path.join(folder, "progress.json")
-    state = read_json(path) or dict(archives=0, bytes=[0, 0], counts=[0, 0], smallest=2 ** 64)
+    files = [os.path.join(folder, name) for name in ("train.bin", "val.bin")]
+    fresh = dict(archives=0, bytes=[0, 0], counts=[0, 0], smallest=2 ** 64)
+    state = read_json(path) or fresh
+    if any(file_size(f) < size for f, size in zip(files, state["bytes"])):
+        state = fresh               # stopped while the files were being moved to their place
     if state["archives"]:
         say(f"going on after {sum(state['counts']):,} documents")
     os.makedirs(folder, exist_ok=True)
     began, first = time.monotonic(), state["archives"]
-    with (open(os.path.join(folder, "train.bin"), "ab") as train,
-          open(os.path.join(folder, "val.bin"), "ab") as val,
+    with (open(files[0], "ab") as train, open(files[1], "ab") as val,
           concurrent.futures.ProcessPoolExecutor(workers, initializer=start_worker,
                                                  initargs=(tokenizer,)) as pool):
         train.truncate(state["bytes"][0])
@@ -210,11 +213,10 @@ def prepare(folder, tokenizer, source="", url=URL, workers=0, split="file", fiel
                        "each at least: give more text, or another --split")
         limit = state["smallest"] + 1                           # now with one document in val.bin
 
+    finish(making, dict(zip(("train", "val"), state["counts"])), tokenizer, dtype, made)
     with unfinished(folder):
-        for name in ("train.bin", "val.bin"):
+        for name in ("train.bin", "val.bin", "meta.json"):
             os.replace(os.path.join(making, name), os.path.join(folder, name))
-        counts = dict(zip(("train", "val"), state["counts"]))
-        finish(folder, counts, tokenizer, dtype, made)
     for old in glob.glob(os.path.join(glob.escape(folder), "making-*")):
         shutil.rmtree(old)
     if sum(state["counts"]) != 8013769:

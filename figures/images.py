@@ -1,0 +1,120 @@
+"""Pictures of drawn images; as a script: rows are runs, columns are numbers of steps.
+
+    python figures/images.py --out_dir out-mdm,out-prime --steps 8,32,256 --png assets/glyphs.png
+"""
+import os
+import sys
+from dataclasses import dataclass
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import numpy as np
+import torch
+from PIL import Image
+
+import checkpoint
+from common import Fail, atomic_open, flag, main, parse, say, whole_numbers
+from model import pick_device
+
+GREY = 128
+
+
+def grid(images, across=8):
+    """(N, H, W, C) uint8 -> one picture, (height, width, 3), with lines of grey between them; small
+    images are enlarged"""
+    N, H, W, _ = images.shape
+    down = -(-N // across)
+    tiles = np.full((down * across, H + 1, W + 1, 3), GREY, dtype=np.uint8)
+    tiles[:N, :H, :W] = images                      # of one channel: three times the same
+    sheet = tiles.reshape(down, across, H + 1, W + 1, 3).swapaxes(1, 2)
+    sheet = sheet.reshape(down * (H + 1), across * (W + 1), 3)
+    zoom = max(1, 48 // H)
+    return sheet.repeat(zoom, 0).repeat(zoom, 1)
+
+
+def save(path, pictures):
+    """Write pictures (height, width, 3): one as a .png, several as a .gif"""
+    first, *others = map(Image.fromarray, pictures)
+    with atomic_open(path, "wb") as f:
+        if path.endswith(".gif"):
+            durations = [100] * len(others) + [3000]
+            first.save(f, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
+        else:
+            first.save(f, "PNG")
+
+
+def expected(code, y, shape):
+    """Digits (B, L, ell) in the making -> (B, H, W, C) uint8: of each number the mean of what it
+    can still become. So a mask is grey, and a number whose first digit is known is about right."""
+    agrees = code.agrees(y.flatten(0, 1)).float()                       # (B L, V)
+    mean = agrees @ torch.arange(code.V).float() / agrees.sum(1)
+    return mean.round().view(-1, *shape).byte().numpy()
+
+
+def record(loaded, num_samples=16, most=100, **settings):
+    """Draw images. -> the frames of their generation, pictures: about `most`, the last included"""
+    shape, states = loaded.config.shape, []
+
+    def watch(t, y, n):
+        states.append(y.clone())
+    drawn = loaded.images(num_samples, batch_size=num_samples, watch=watch, **settings)
+    if loaded.config.causal:                        # a row of pixels a frame
+        y = loaded.code.encode(torch.from_numpy(drawn).long().flatten(1))
+        place, row = torch.arange(y.shape[1]), shape[1] * shape[2]
+        for i in range(0, y.shape[1] + 1, row):
+            states.append(torch.where((place < i)[:, None], y, loaded.code.mask))
+    stride = -(-len(states) // most)
+    states = states[::-1][::stride][::-1]
+    return [grid(expected(loaded.code, y, shape), across=4) for y in states]
+
+
+# -----------------------------------------------------------------------------
+# the script
+
+@dataclass
+class Args:
+    out_dir: str = flag("out", "runs, separated by commas")
+    steps: str = flag("8,16,32,64,256", "network calls, numbers separated by commas")
+    png: str = flag("images.png", "the picture")
+    seed: int = flag(0, "fixes the samples", low=0)
+    device: str = flag("auto", "auto, cpu, cuda, mps")
+
+
+def name_of(loaded):
+    name = loaded.args["method"]
+    if loaded.code.ell > 1:
+        name += f"\nell {loaded.code.ell}"
+        if loaded.code.permutation is not None:
+            name += f", {loaded.args['code']}"
+    return name
+
+
+def run(argv=None):
+    args = parse(Args, __doc__, argv)
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    paths, steps = args.out_dir.split(","), whole_numbers(args.steps, "steps")
+    size = 2 * len(steps) + 0.5, 2 * len(paths) + 0.3
+    figure, axes = plt.subplots(len(paths), len(steps), figsize=size, dpi=100, squeeze=False)
+    for row, path in zip(axes, paths):
+        loaded = checkpoint.load(path, pick_device(args.device))
+        if not loaded.config.shape:
+            raise Fail(f"{path} draws no images: name runs on glyphs, cifar10 or imagenet32")
+        drawn = None
+        for axis, k in zip(row, steps):
+            if drawn is None or not loaded.config.causal:   # ar always takes a step for each number
+                drawn = loaded.images(16, steps=k, seed=args.seed)
+            axis.imshow(grid(drawn, across=4))
+            axis.set(xticks=[], yticks=[])
+            text = f"{loaded.config.block_size} steps" if loaded.config.causal else f"{k} steps"
+            axis.set_title(text, fontsize=8)
+        row[0].set_ylabel(name_of(loaded))
+    figure.tight_layout()
+    with atomic_open(args.png, "wb") as f:
+        figure.savefig(f, format="png")
+    say(args.png)
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,329 @@
+"""evaluate.py and quality.py: numbers that can be worked out by hand, then the command line."""
+import csv
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+import common
+import data
+import evaluate
+import quality
+import train
+from data import whole
+from figures import steps
+from interpolant import below
+from retrofit import benchmark
+
+
+def model(method, tokenizer="bytes", block_size=16, seed=0, **options):
+    """A small untrained network, ready to be asked"""
+    torch.manual_seed(seed)
+    argv = [f"--{k}={v}" for k, v in dict(options, method=method, block_size=block_size, n_layer=1,
+                                          n_head=1, n_embd=16).items()]
+    args = common.parse(train.Args, argv=argv)
+    train.settle(args)
+    tokenizer = data.tokenizer_from(tokenizer)
+    return checkpoint.Loaded(train.build(args, tokenizer, None), vars(args), tokenizer, 0)
+
+
+def flags(*argv):
+    return common.parse(evaluate.Args, argv=[str(word) for word in argv])
+
+
+def lines(folder, texts, block_size=16, tokenizer="bytes", packing="documents"):
+    """Validation documents with these texts"""
+    data.write_texts(str(folder), ["other"], list(texts), tokenizer, {})
+    return data.load(str(folder), block_size=block_size, packing=packing).val
+
+
+def judged(documents):
+    return evaluate.Judged("x", documents)
+
+
+def uniform(loaded):
+    """No token is likelier than another."""
+    torch.nn.init.zeros_(loaded.net.head.weight)
+    return loaded
+
+
+TEXTS = [f"line {i} {'x' * (i % 7)}" for i in range(120)]
+
+
+# -----------------------------------------------------------------------------
+# likelihood
+
+def test_a_ratio_of_means_and_its_standard_error_by_hand():
+    """2 + 4 nats over 1 + 3 bytes: 1.5, residuals +-.5, their variance .5; sqrt(.5 / 2) / 2."""
+    rate, error = quality.ratio(torch.tensor([2., 4.]).double(), torch.tensor([1., 3.]).double())
+    assert float(rate) == 1.5 and float(error) == pytest.approx(math.sqrt(0.5 / 2) / 2)
+    assert math.isnan(quality.ratio(torch.ones(1), torch.ones(1))[1])
+
+
+def test_the_standard_error_is_what_repeating_the_experiment_shows():
+    size = torch.randint(1, 9, (4000, 50)).double()
+    total = size * (2 + torch.randn(4000, 50)) + torch.randn(4000, 50)
+    rates, errors = zip(*(quality.ratio(t, s) for t, s in zip(total, size)))
+    assert float(torch.stack(errors).mean()) == pytest.approx(float(torch.stack(rates).std()), rel=0.05)
+
+
+@pytest.mark.parametrize("method", list(train.METHODS))
+def test_a_model_that_knows_nothing_has_8_bits_per_byte_and_pays_for_lengths(method, tmp_path):
+    """With equal logits a token costs 8 bits, also the end tokens of a canvas; insertion pays for
+    the gaps on top."""
+    documents = lines(tmp_path, TEXTS)
+    args = flags("--documents", len(documents), "--repeats", 64)
+    counts, table = evaluate.likelihood(uniform(model(method)), judged(documents), args)
+    best = table["exact" if method == "ar" else "tight" if "flex" in method else "loose"]
+    length = documents.lengths.mean()
+    assert counts["bytes"] == counts["tokens"] == documents.tokens
+    if "flex" in method:
+        assert best["token"][0] > math.log(256)
+        assert best["document"][0] < table["loose"]["document"][0]
+        return
+    paid = length + 1 if method == "ar" else 16
+    tolerance = 1e-5 if method == "ar" else 0.03
+    assert best["document"][0] == pytest.approx(paid * math.log(256), rel=tolerance)
+    assert best["token"][0] == pytest.approx(best["document"][0] / length)
+    assert best["bits_per_byte"][0] == pytest.approx(best["token"][0] / math.log(2))
+    assert best["perplexity"][0] == pytest.approx(math.exp(best["token"][0]))
+    error = best["perplexity"][0] * best["token"][1]
+    assert best["perplexity"][1] == pytest.approx(error)
+
+
+def test_the_tight_bound_of_a_perfect_model_is_the_entropy(tmp_path):
+    """Documents of 6 of V equally likely tokens: of 6 - n missing ones each gap has its share."""
+    texts = ["".join(chr(97 + (i * k) % 26) for k in range(1, 7)) for i in range(1, 27)]
+    documents = lines(tmp_path, texts)
+    loaded = model("flexmdm")
+
+    def perfect(y, n, t, at, given=None):
+        share = ((6 - n) / (n + 1.0)).clamp_min(1e-30).log()
+        return torch.zeros(int(at.sum()), 256), share[:, None].expand(-1, y.shape[1] + 1)
+
+    loaded.predict = perfect
+    _, table = evaluate.likelihood(loaded, judged(documents), flags("--repeats", 400))
+    value, error = table["tight"]["document"]
+    assert abs(value - 6 * math.log(256)) < 4 * error and error < 0.3
+    assert table["loose"]["document"][0] > value + 1
+
+
+def test_the_exact_likelihood_is_a_plain_sum_over_next_tokens(tmp_path):
+    """A bigram model: -log softmax(W[token before])[token], the end token included."""
+    documents, loaded = lines(tmp_path, TEXTS[:9]), model("ar")
+    W = torch.randn(257, 256)
+
+    def bigram(y, n, t, at, given=None):
+        before = torch.nn.functional.pad(y[:, :-1, 0], (1, 0), value=256)
+        return W[before][at], None
+
+    loaded.predict = bigram
+    counts, table = evaluate.likelihood(loaded, judged(documents), flags())
+    log_p, total = W.log_softmax(1), 0.0
+    for i in range(len(documents)):
+        ids = documents.document(i) + [documents.tokenizer.eot]
+        total -= sum(float(log_p[a, b]) for a, b in zip([256, *ids], ids))
+    assert table["exact"]["document"][0] == pytest.approx(total / 9)
+    assert table["exact"]["token"][0] == pytest.approx(total / documents.tokens)
+    assert counts["documents"] == 9
+
+
+def test_words_and_bytes_are_those_of_the_text_as_it_is_stored(tmp_path):
+    """Not tokens; and half a character is as many bytes as it has, not the three of a U+FFFD."""
+    pairs = ["ab ab ab", "\N{EURO SIGN}" * 9]
+    documents = lines(tmp_path, ["ab ab ab", "\N{EURO SIGN}" * 5 + "z"], tokenizer="bytes")
+    rows = {documents.document(i)[0]: i for i in range(len(documents))}
+    tokens, words, octets = evaluate.sizes(documents, range(len(documents)))
+    assert len(documents) == 2 and pairs and octets.tolist() == tokens.tolist()     # 8; 15 + 1
+    assert int(words[rows[ord("a")]]) == 3
+    data.write_texts(str(tmp_path / "bpe"), ["ab" * 20], ["ab ab ab"], "bpe-258", {})
+    documents = data.load(str(tmp_path / "bpe"), block_size=16).val
+    tokens, words, octets = evaluate.sizes(documents, [0])
+    assert (tokens.tolist(), words.tolist(), octets.tolist()) == ([5], [3], [8])    # ab, space, ..
+
+
+def test_half_a_character_at_a_cut_is_the_bytes_it_has(tmp_path):
+    documents = lines(tmp_path, ["\N{EURO SIGN}" * 5 + "z"], block_size=5)          # 16 bytes: 5 5 5 1
+    assert evaluate.sizes(documents, range(4))[2].tolist() == [5, 5, 5, 1]
+
+
+@pytest.mark.parametrize("method", ["ar", "mdm", "flexmdm"])
+def test_given_tokens_are_told_and_never_counted(method, tmp_path):
+    tasks = [[("3 + 4 = ", True), ("seven", False)], [("1 + 1 = ", True), ("two", False)]]
+    documents = lines(tmp_path, tasks)
+    loaded, told = uniform(model(method)), []
+    ask = loaded.predict
+
+    def watched(y, n, t, at, given=None):
+        told.append((given, n, at))
+        return ask(y, n, t, at, given=given)
+
+    loaded.predict = watched
+    counts, table = evaluate.likelihood(loaded, judged(documents), flags("--repeats", 200))
+    assert (counts["tokens"], counts["words"], counts["bytes"]) == (8, 2, 8)
+    assert all((given.sum(1) == 8).all() and not (given & at).any() for given, n, at in told)
+    if method == "ar":                              # the answers, and their ends
+        assert table["exact"]["document"][0] == pytest.approx((8 + 2) / 2 * math.log(256))
+    if method == "mdm":                             # what the prompts leave of the canvas
+        assert table["loose"]["document"][0] == pytest.approx(8 * math.log(256), rel=0.03)
+
+
+def test_dropout_is_off_and_every_repeat_has_noise_of_its_own(tmp_path):
+    documents = lines(tmp_path, TEXTS)
+    tables = []
+    for dropout in (0.0, 0.9):
+        loaded = model("flexmdm", dropout=dropout)
+        assert not loaded.net.training
+        for block in loaded.net.blocks:             # a new block is the identity: open its gates
+            torch.nn.init.ones_(block.adaln.bias)
+        tables.append(evaluate.likelihood(loaded, judged(documents), flags())[1])
+    assert tables[0] == tables[1]
+
+    seen, ask = [], loaded.predict
+    loaded.predict = lambda y, n, t, at, given=None: (seen.append((t, n)), ask(y, n, t, at))[1]
+    evaluate.document_nll(loaded, documents, range(50), "loose", repeats=3)
+    assert len(seen) == 3 and len(torch.cat([t for t, _ in seen]).unique()) == 150
+    assert not torch.equal(seen[0][1], seen[1][1])
+
+
+def test_more_repeats_mean_less_noise(tmp_path):
+    documents, loaded = lines(tmp_path, TEXTS), uniform(model("mdm"))
+    spread = []
+    for repeats in (1, 16):
+        nll = [evaluate.document_nll(loaded, documents, range(120), "loose", repeats) for _ in range(4)]
+        spread.append(float(torch.stack(nll).std(0).mean()))
+    assert spread[0] / spread[1] == pytest.approx(4, rel=0.3)
+
+
+# -----------------------------------------------------------------------------
+# which documents
+
+def test_a_model_is_judged_on_the_rows_it_was_trained_on_and_says_so(tmp_path, capsys):
+    lines(tmp_path, TEXTS)
+    loaded = model("mdm", dataset=tmp_path, packing="stream")
+    documents = evaluate.open_data(loaded, flags()).documents
+    assert set(documents.lengths.tolist()) == {16} and documents.packing == "stream"
+    assert "--packing stream: as in its training" in capsys.readouterr().out
+    documents = evaluate.open_data(loaded, flags("--packing", "documents")).documents
+    assert documents.packing == "documents" and len(documents) == len(TEXTS)
+    assert f"trained on {tmp_path}, --packing stream" in capsys.readouterr().out
+
+
+def test_whole_takes_every_document_and_counts_the_files_own_words(tmp_path):
+    path = tmp_path / "wiki.txt"
+    path.write_text("\n\n".join(f"a 5 @-@ day plan , no {i:02d} ." for i in range(40)))
+    loaded = model("mdm", block_size=32)
+    asked = flags("--dataset", path, "--whole", "--detokenize", "wikitext", "--split", "paragraph")
+    opened = evaluate.open_data(loaded, asked)
+    texts = [opened.documents.text_bytes(i).decode() for i in range(len(opened.documents))]
+    assert texts == [f"a 5-day plan, no {i:02d} ." for i in range(40)]
+    counts, _ = evaluate.likelihood(loaded, opened, asked)
+    assert counts["documents"] == 40 and counts["words"] == 40 * 9      # before marks are undone
+    assert counts["bytes"] == 40 * 21
+    opened = evaluate.open_data(loaded, flags("--dataset", path, "--whole", "--packing", "stream"))
+    assert opened.documents.lengths.tolist() == [32] * (40 * (27 + 1) // 32)
+
+
+def test_the_marks_of_benchmarks_are_undone():
+    wiki = " = = Head = = \n The \" blue \" crab 's 2 @.@ 5 m ( 8 ft ) , 1 @,@ 000 ; N of them \n"
+    assert whole.wikitext(wiki) == " == Head ==\nThe \"blue\" crab's 2.5 m (8 ft), 1,000; 1 of them\n"
+    assert whole.ptb("it did n't cost $ N N \\/ N of the banks ' <unk>") \
+        == "it didn't cost $1 1 / 1 of the banks' ?".replace(" / ", " / ")
+    assert whole.lm1b("\" Yes , \" he 's said . ( No ? ) $ 5 !") == "\"Yes,\" he's said. (No?) $5!"
+
+
+# -----------------------------------------------------------------------------
+# samples
+
+def test_validity():
+    texts = ("x = 1", "for x in y: pass", "", " ", "x =", "\0")
+    assert [quality.parses(text) for text in texts] == [True, True, False, False, False, False]
+    texts = ("()", "(())()", "", ")(", "(()", "(a)")
+    assert [quality.balanced(text) for text in texts] == [True, True, False, False, False, False]
+
+
+def test_quality_by_hand():
+    texts = ["ab", "ab", "ab", "abcd"]
+    val = [list(b"ab"), list(b"abcd")]
+    row = quality.quality([list(text.encode()) for text in texts], texts, val, 16,
+                          lambda text: text == "ab", known={"abcd"})
+    assert row["valid"] == 0.75 and row["copied"] == 0.25
+    assert row["valid_error"] == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+    assert row["length_tv"] == pytest.approx(0.25)              # 3/4 against 1/2 at length 2
+    assert row["mean_length"] == 2.5
+    assert row["distinct_2"] == 3 / 6                           # ab ab ab ab bc cd
+    row = quality.quality([[], [1]], ["", "x"], val, 16, None, None)
+    assert math.isnan(row["valid"]) and math.isnan(row["copied"])
+
+
+def test_entropy_in_bits():
+    assert quality.entropy([[1, 2], [3, 4]]) == 2.0 and quality.entropy([[7, 7], [7]]) == 0.0
+
+
+def test_a_document_ends_with_its_first_end_token():
+    x = torch.tensor([[5, 0, 6, 0], [5, 6, 7, 8], [5, 6, 9, 9]])
+    assert evaluate.until_end(x, torch.tensor([4, 4, 2]), 0) == [[5], [5, 6, 7, 8], [5, 6]]
+
+
+@pytest.mark.parametrize("method", ["mdm", "flexmdm"])
+def test_samples_are_as_many_as_asked_and_calls_are_counted_per_sample(method):
+    loaded = model(method)
+    args = flags("--num_samples", 7, "--batch_size", 3)
+    samples, calls = evaluate.draw(loaded, "parallel", 4, args)
+    assert len(samples) == 7 and all(loaded.tokenizer.eot not in ids for ids in samples)
+    assert 1 <= calls <= 4 + 8
+    again, _ = evaluate.draw(loaded, "parallel", 4, args)
+    assert samples == again and samples[:3] != samples[3:6]
+
+
+# -----------------------------------------------------------------------------
+# spans
+
+def test_removed_spans_are_1_to_6_tokens_inside_a_document(tmp_path):
+    documents = lines(tmp_path, TEXTS)
+    cuts = evaluate.remove_spans(documents, 100, seed=0)
+    assert len(cuts) == 100 and {len(span) for _, span, _ in cuts} == set(range(1, 7))
+    whole_texts = {tuple(a + span + z) for a, span, z in cuts}
+    assert whole_texts <= {tuple(text.encode()) for text in TEXTS}
+    assert all(a and z for a, _, z in cuts)
+
+
+@pytest.mark.parametrize("method", ["mdm", "flexmdm"])
+def test_spans_are_restored_by_a_model_that_knows_the_documents(method, tmp_path):
+    """A fixed canvas is told their length: it has as many masks. All else is given. In these
+    documents every token is the one after the token before it."""
+    documents = lines(tmp_path, ["abcdefghijkl"[:k] for k in range(8, 13)])
+    loaded, first = model(method), []
+
+    def knows(y, n, t, at, given=None):
+        first.append(((y[..., 0] == 256).sum(1).tolist(), given.sum(1).tolist()))
+        truth, missing = y[..., 0].clone(), torch.zeros(len(y), y.shape[1] + 1)
+        for b in range(len(y)):
+            last = ord("a") - 1
+            for i in range(int(n[b])):
+                if truth[b, i] == 256:
+                    truth[b, i] = last + 1
+                missing[b, i] = truth[b, i] - last - 1
+                last = int(truth[b, i])
+        logits = 50.0 * torch.nn.functional.one_hot(truth[at], 256)
+        return logits, None if method == "mdm" else missing.clamp_min(1e-30).log()
+
+    loaded.predict = knows
+    assert evaluate.judge_spans(loaded, documents, flags("--spans", 5)) == (1.0, 0.0)
+    masks, given = first[0]
+    cuts = evaluate.remove_spans(documents, 5, seed=0)
+    if method == "mdm":
+        assert masks == [len(span) for _, span, _ in cuts]
+        assert given == [16 - len(span) for _, span, _ in cuts]
+    else:
+        assert masks == [1] * 5 and given == [len(a) + len(z) for a, _, z in cuts]
+
+
+def test_a_wrong_answer_is_not_restored(tmp_path):
+    documents, loaded = lines(tmp_path, TEXTS), model("flexmdm")
+    share, error = evaluate.judge_spans(loaded, documents, flags("--spans", 50, "--span_steps", 4))
+    assert share < 0.1 and error == pytest.approx(math.sqrt(share * (1 - share) / 50))
