@@ -179,6 +179,7 @@ def check_sizes(config, weights):
     head = tuple(weights["head.weight"].shape)
     if len(blocks) != config["n_layer"] or head != (config["V"], config["n_embd"]):
         raise ValueError("its sizes are not those of its weights")
+    interpolant.schedule(config["insertion"])           # is there one of that name?
     with torch.device("meta"):                          # shapes only
         net = Transformer(Config(**config))
     check_names(net, weights)

@@ -285,6 +285,7 @@ def opened(name, folder, asked, block_size, packing):
 class Args:
     tokenizer: str = flag("", "bytes, gpt2, bpe, bpe-SIZE, a model's folder; empty: the set's own")
     data_dir: str = flag("", "where to put it; empty: data/, beside prepare.py")
+    source: str = flag("", "also written --from: files to make it from, where it is made from some")
 
 
 def by_hand(name, doc, cls=Args, argv=None):

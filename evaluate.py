@@ -324,41 +324,6 @@ def judge_samples(path, loaded, judged, judge, args):
     return rows
 
 
-def first_images(documents, most):
-    """Up to `most` images: (N, H W C) uint8"""
-    ids = np.array_split(np.arange(min(most, len(documents))), 50)      # int64 for a moment
-    return torch.cat([documents.batch(part)[0].byte() for part in ids if len(part)]).numpy()
-
-
-def judge_images(path, loaded, judged, args):
-    """Draw, judge and print. -> rows of the csv"""
-    shape = loaded.config.shape
-    real = first_images(judged.train, 5 * MOST).reshape(-1, *shape)
-    if args.inception:
-        features = frechet.Inception(args.inception, loaded.net.head.weight.device)
-    else:
-        features = frechet.Pixels(real)
-    of_real = features(real)
-    val = features(first_images(judged.documents, args.num_samples).reshape(-1, *shape))
-    say(f"  Frechet distance to {len(real):,} training images, in {features.name}; that of "
-        f"{len(val):,} validation images is {frechet.distance(val, of_real):.4g}")
-    say("  sampler    steps   calls   distance   seconds")
-    samplers, steps = args.sampler.split(","), whole_numbers(args.steps, "steps")
-    if loaded.config.causal:
-        samplers, steps = ["parallel"], [loaded.config.block_size]
-    rows = []
-    for how, k in itertools.product(samplers, steps):
-        began = time.time()
-        samples, calls = draw(loaded, how, k, args)
-        images = np.array(samples, dtype=np.uint8).reshape(-1, *shape)
-        far = frechet.distance(features(images), of_real)
-        rows.append(dict(run=path, method=loaded.args["method"], ell=loaded.code.ell, sampler=how,
-                         steps=k, calls=calls, frechet=far, features=features.name,
-                         seconds=time.time() - began))
-        say(f"  {how:<8}{k:>8}{calls:>8.1f}{far:>11.4g}{rows[-1]['seconds']:>10.1f}")
-    return rows
-
-
 # -----------------------------------------------------------------------------
 # spans
 
@@ -419,7 +384,7 @@ def judge_model(path, judge, args, device):
     if args.spans:
         judge_spans(loaded, judged.documents, args)
     if args.num_samples and loaded.config.shape:
-        return judge_images(path, loaded, judged, args)
+        return frechet.judge(path, loaded, judged, args, draw)
     if args.num_samples or judge:
         return judge_samples(path, loaded, judged, judge, args)
     return []

@@ -6,10 +6,15 @@ arXiv 1706.08500): that between Gaussians with the sets' means m and covariances
 One worked number: N(0, 1) and N(3, 4) are (0 - 3)^2 + (1 - 2)^2 = 10 apart. It depends on the
 features, and falls with the number of images: compare only what has the same of both.
 """
+import itertools
+import time
+
 import numpy as np
 import torch
 
-from common import Fail
+from common import Fail, say, whole_numbers
+
+MOST = 50_000       # training images that samples are compared with
 
 
 def distance(a, b):
@@ -75,3 +80,41 @@ class Inception:
                 raise ValueError(f"it answers with a tensor of shape {tuple(answer.shape)}")
             features.append(answer.double().cpu().numpy())
         return np.concatenate(features)
+
+
+# -----------------------------------------------------------------------------
+# evaluate.py's table of images
+
+def first_of(documents, most, shape):
+    """Up to `most` images: (N, H, W, C) uint8"""
+    ids = np.array_split(np.arange(min(most, len(documents))), 50)      # int64 for a moment
+    parts = [documents.batch(part)[0].byte() for part in ids if len(part)]
+    return torch.cat(parts).view(-1, *shape).numpy()
+
+
+def judge(path, loaded, judged, args, draw):
+    """Draw with draw(loaded, sampler, steps, args), judge and print. -> rows of evaluate.py's csv"""
+    shape = loaded.config.shape
+    real = first_of(judged.train, MOST, shape)
+    if args.inception:
+        features = Inception(args.inception, loaded.net.head.weight.device)
+    else:
+        features = Pixels(real)
+    of_real, of_val = features(real), features(first_of(judged.documents, args.num_samples, shape))
+    say(f"  Frechet distance to {len(real):,} training images, in {features.name}; that of "
+        f"{len(of_val):,} validation images is {distance(of_val, of_real):.4g}")
+    say("  sampler    steps   calls   distance   seconds")
+    samplers, steps = args.sampler.split(","), whole_numbers(args.steps, "steps")
+    if loaded.config.causal:
+        samplers, steps = ["parallel"], [loaded.config.block_size]          # a call for each number
+    rows = []
+    for how, k in itertools.product(samplers, steps):
+        began = time.time()
+        samples, calls = draw(loaded, how, k, args)
+        images = np.array(samples, dtype=np.uint8).reshape(-1, *shape)
+        row = dict(run=path, method=loaded.args["method"], ell=loaded.code.ell, sampler=how,
+                   steps=k, calls=calls, frechet=distance(features(images), of_real),
+                   features=features.name, seconds=time.time() - began)
+        say(f"  {how:<8}{k:>8}{calls:>8.1f}{row['frechet']:>11.4g}{row['seconds']:>10.1f}")
+        rows.append(row)
+    return rows

@@ -546,7 +546,7 @@ def run(argv=None):
     say(f"maze {maze.name}: {C} cells; the test paths have on average {', '.join(means)} of them")
 
     # 2. the data sets: cells and the end token; with blanks, one more
-    held = lock(args.out_dir)                                           # kept until the end
+    held = lock(args.out_dir)           # noqa: F841 (kept until the process ends)
     write_data(os.path.join(args.out_dir, "data"), train_tasks, val_tasks, C + 1, args)
     if any(method.endswith("-blank") for method in args.method_list):
         wide = [spread(tasks, L, blank=C) for tasks in (train_tasks, val_tasks)]

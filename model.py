@@ -53,6 +53,9 @@ class Config:
     rope_theta: float = 10000.0
     shape: tuple = ()                   # of images: (height, width, channels)
 
+    def __post_init__(self):
+        self.shape = tuple(self.shape)              # json has lists only
+
 
 # -----------------------------------------------------------------------------
 # slots in one row, and attention within each document

@@ -236,7 +236,6 @@ def draw_count(masked, p, window):
     count, eligible = (masked & drawn).flatten(1).sum(1), masked
     if window:
         eligible = masked & (masked.any(2).cumsum(1) <= window)[:, :, None]
-        count = torch.where(p == 1, count.clamp_min(1), count)
     return count, eligible
 
 

@@ -14,8 +14,8 @@ TOKENIZER = "intensities-256"
 
 
 def write(folder, tokenizer, sides, made):
-    """Make a data set. sides: {"train": [images, ...], "val": [...]}, (N, H, W, C) uint8 each; lists
-    or generators"""
+    """Make a data set. sides: {"train": [images, ...], "val": [...]}, each (N, H, W, C) uint8;
+    lists or generators"""
     if tag_of(tokenizer) != TOKENIZER:
         raise Fail(f"images are no text: leave out --tokenizer {tag_of(tokenizer)}")
     counts = dict.fromkeys(sides, 0)

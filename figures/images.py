@@ -85,7 +85,7 @@ def name_of(loaded):
     if loaded.code.ell > 1:
         name += f"\nell {loaded.code.ell}"
         if loaded.code.permutation is not None:
-            name += f", {loaded.args['code']}"
+            name += f", {loaded.args.get('code', '')}"
     return name
 
 

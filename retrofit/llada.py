@@ -52,6 +52,7 @@ class Config:
     lora: int = 0                       # rank of the adapters, 0: none
     ell: int = 1
     causal: bool = False
+    shape = ()                          # no images
 
 
 # -----------------------------------------------------------------------------

@@ -60,6 +60,13 @@ def trained(out_dir, dataset, *flags):
     return printed
 
 
+def resumed(out_dir, *flags):
+    """Go on where a run stopped, with its flags and these -> what it printed"""
+    printed, fault = quietly(train.train, [f"--out_dir={out_dir}", "--init_from=resume", *flags])
+    assert fault is None, fault
+    return printed
+
+
 def refused(*flags):
     """The one sentence that train.py refuses these flags with"""
     _, fault = quietly(train.train, [*TINY, *flags])

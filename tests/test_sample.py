@@ -1,6 +1,5 @@
-"""sample.py and checkpoint.load(..).generate from end to end, with tiny random networks: prompts are
-kept, holes are filled, seeds repeat, pictures are written, a user's mistake is one sentence."""
-import itertools
+"""sample.py and checkpoint.load(..).generate from end to end, with tiny random networks: prompts
+are kept, holes are filled, seeds repeat, pictures are written, a mistake is one sentence."""
 import json
 import os
 import re
@@ -30,6 +29,8 @@ def save_random(folder, method, tokenizer=f"numbers-{V}"):
                     causal=method == "ar", n_layer=1, n_head=2, n_embd=16, n_cond=8)
     net = Transformer(config)
     weights = {name: 0.2 * torch.randn(p.shape) for name, p in net.named_parameters()}
+    if "gap.down.bias" in weights:                              # few tokens are missing in a gap
+        weights["gap.down.bias"].fill_(-2.5)
     args = dict(method=method, insertion=METHODS[method], unmasking="linear")
     checkpoint.save(folder, step=1, model=weights, ema=weights, config=asdict(config), args=args,
                     tokenizer=tokenizer.spec(), permutation=None, base=None)
@@ -81,7 +82,8 @@ def test_a_prompt_is_kept(texts, method):
     assert any(len(numbers(line)) > 3 for line in lines)
 
 
-@pytest.mark.parametrize("method, sampler", list(itertools.product(INSERTING, ("parallel", "exact"))))
+@pytest.mark.parametrize("method", INSERTING)
+@pytest.mark.parametrize("sampler", ("parallel", "exact"))
 def test_holes_are_filled_and_given_text_is_unchanged(texts, method, sampler):
     flags = ["--infill=7 3[..]9 9[..]", f"--sampler={sampler}", "--num_samples=12", "--steps=40"]
     lines = texts(method, *flags)
@@ -99,8 +101,9 @@ def test_a_hole_of_a_fixed_canvas_has_the_size_it_says(runs, method):
         assert row[:2] == [7, 3] and row[6] == 9 and row[9:] == [8] + [end] * (BLOCK_SIZE - 10)
 
 
-@pytest.mark.parametrize("method, sampler, order", list(itertools.product(
-    ("flexprime", "prime"), ("parallel", "exact"), ("top_prob", "left_to_right"))))
+@pytest.mark.parametrize("method", ("flexprime", "prime"))
+@pytest.mark.parametrize("sampler", ("parallel", "exact"))
+@pytest.mark.parametrize("order", ("top_prob", "left_to_right"))
 def test_samplers_and_orders(texts, method, sampler, order):
     flags = [f"--sampler={sampler}", f"--order={order}", "--num_samples=2", "--temperature=0.5"]
     assert len(texts(method, *flags)) == 2
@@ -141,7 +144,8 @@ def test_trace_and_show(texts, tmp_path, method):
         assert picture.format == "GIF" and picture.n_frames > 2
     assert lines[0].startswith("t = ") and lines[-1].startswith(path)
     assert not any("\033" in line for line in lines)            # this is no terminal
-    assert any("\u2588" in line for line in lines[1:]) and "\u2588" not in lines[-2]
+    assert method == "ar" or any("\u2588" in line for line in lines)
+    assert "\u2588" not in lines[-2] + lines[-3]               # the last frame holds no mask
 
 
 def test_what_is_traced_is_what_is_printed(texts, tmp_path):
@@ -211,8 +215,9 @@ def test_what_is_no_checkpoint(runs, tmp_path):
     whole = open(os.path.join(runs["mdm"], "ckpt.pt"), "rb").read()
     (tmp_path / "cut.pt").write_bytes(whole[:5000])
     (tmp_path / "empty.pt").write_bytes(b"")
-    cases = {"cut.pt": "damaged", "empty.pt": "damaged", "none": "train one", "none.pt": "train one"}
-    for name, said in cases.items():
+    cases = [("cut.pt", "damaged"), ("empty.pt", "damaged"), ("none", "train one"),
+             ("none.pt", "train one")]
+    for name, said in cases:
         with pytest.raises(Fail, match=said):
             sample.run([f"--out_dir={tmp_path / name}"])
 

@@ -141,8 +141,8 @@ SNOOPS = {                              # each ends without an error if it finds
 @needs_kernel
 @pytest.mark.parametrize("name", SNOOPS)
 def test_the_proof_of_success_is_not_to_be_found(name):
-    proof = ("def proof(v): return isinstance(v, (str, bytes)) and len(v) == 32 and "
-             "all(c in (b'0123456789abcdef' if type(v) is bytes else '0123456789abcdef') for c in v)")
+    proof = ("def proof(v):\n  v = v.decode('latin1') if isinstance(v, bytes) else v\n"
+             "  return isinstance(v, str) and len(v) == 32 and set(v) <= set('0123456789abcdef')\n")
     assert sandbox.run([f"x = '{'ab' * 16}'\n{proof}\nassert proof(x)"]).status == "passed"
     assert sandbox.run([proof, SNOOPS[name], "assert found"]).error == "AssertionError: ''"
 

@@ -1,4 +1,5 @@
-"""train.py: what a step is, by value; that it can be stopped, resumed and split; what is refused."""
+"""train.py: what a step is, by value; that it can be stopped, resumed and split; what is refused.
+"""
 import contextlib
 import csv
 import itertools
@@ -25,7 +26,7 @@ import train
 from interpolant import below
 from model import Config, Transformer
 from muon import optimizers_for
-from runs import TINY, assert_close, assert_same, forked, quietly, refused, trained
+from runs import TINY, assert_close, assert_same, forked, quietly, refused, resumed, trained
 
 METHODS = list(train.METHODS)
 
@@ -85,33 +86,32 @@ def test_a_stop_at_any_step_is_resumed_exactly(lines, tmp_path, stop_after):
         trained(tmp_path / f"{step}", lines, *flags)
         assert runs.newest(tmp_path / f"{step}")["step"] == step
         stop_after(99)
-        trained(tmp_path / f"{step}", lines, "--init_from=resume")
+        resumed(tmp_path / f"{step}")
         assert_same(tmp_path / "whole", tmp_path / f"{step}")
 
 
 def test_a_resumed_run_has_the_flags_of_the_first(lines, tmp_path):
     """Also those that a preset would set; and the new ones where they are named."""
     trained(tmp_path, lines, "--n_embd=32", "--learning_rate=1e-4", "--no-overwrite")
-    out = f"--out_dir={tmp_path}"
-    quietly(train.train, [out, "--init_from=resume", "--max_iters=8", "--ema=0.5"])
+    resumed(tmp_path, "--max_iters=8", "--ema=0.5")
     args, rows = runs.newest(tmp_path)["args"], runs.log_of(tmp_path)
     assert (args["n_embd"], args["learning_rate"], args["ema"]) == (32, 1e-4, 0.5)
     assert rows[-1]["step"] == "8" and rows[-1]["val"]
     for flag in ("--n_embd=64", "--method=mdm", "--n_head=4", "--ell=2"):
         name = flag.split("=")[0]
-        _, fault = quietly(train.train, [out, "--init_from=resume", flag])
+        _, fault = quietly(train.train, [f"--out_dir={tmp_path}", "--init_from=resume", flag])
         assert f"{name} differs" in fault or "digit per token" in fault
     other = runs.write_lines(tmp_path / "other")
     with open(tmp_path / "other" / "train.bin", "ab") as f:
         f.write(b"x\0\0\0")
-    _, fault = quietly(train.train, [out, "--init_from=resume", other])
+    _, fault = quietly(train.train, [f"--out_dir={tmp_path}", "--init_from=resume", other])
     assert "training data differs" in fault
 
 
 def test_a_finished_run_is_resumed_to_nothing(lines, tmp_path):
     trained(tmp_path, lines)
     before = (tmp_path / "ckpt.pt").read_bytes()
-    trained(tmp_path, lines, "--init_from=resume")
+    resumed(tmp_path)
     assert (tmp_path / "ckpt.pt").read_bytes() == before
 
 
@@ -148,10 +148,8 @@ def test_sharded_over_two_processes(lines, tmp_path):
         os.remove(tmp_path / "two" / "ckpt.pt")         # as if it had been stopped after step 3
         if again == "--fsdp":
             forked(2, two, "--init_from=resume")
-            os.link(tmp_path / "two" / "ckpt.pt", tmp_path / "two" / "ckpt-00000006.pt")
-            os.remove(tmp_path / "two" / "ckpt-00000006.pt")
         else:
-            quietly(train.train, [two, "--init_from=resume", again])
+            resumed(tmp_path / "two", again)
         assert_close(tmp_path / "one", tmp_path / "two")
     assert "torchrun" in refused(lines, "--fsdp", f"--out_dir={tmp_path / 'x'}")
 
@@ -267,6 +265,7 @@ def test_every_hole_begins_as_a_mask():
             if batch.t[b] < 0.01:
                 assert n[b] - given.sum() == (y[b, :n[b], 0] == code.mask).sum() == len(holes)
     assert seen > 100
+    args.batch_size = 640
     batch = train.make_batch(0, documents_of(rows, 39, anchored=False), code, args)
     early = batch.t < 0.01
     assert early.any() and torch.equal(batch.noised.n[early], batch.given.sum(1)[early])
@@ -290,7 +289,8 @@ def patterns(count=400_000):
     for key, times in zip(*(x.tolist() for x in code.unique(return_counts=True))):
         word, bits = WORDS[key // 64], key % 64
         text = [v if bits >> k & 1 else None for k, v in enumerate(word)]
-        text = tuple(v for v, before in zip(text, [0, *text]) if v is not None or before is not None)
+        pairs = zip(text, [0, *text])                   # one None for a run of hidden tokens
+        text = tuple(v for v, before in pairs if v is not None or before is not None)
         by_text = found.setdefault(text.count(None), {})
         by_text.setdefault(text, Counter())[word] += times
     return found
@@ -305,8 +305,8 @@ def fits(word, text):
     return bool(word) and word[0] == text[0] and fits(word[1:], text[1:])
 
 
-def fillings(word, text):
-    """The numbers of hidden tokens, and of ways, of a pattern in a word: 1 / C(h - 1, k - 1) each"""
+def tilted_fits(word, text):
+    """The same, each way weighing 1 / C(h - 1, k - 1) if it hides h tokens in k holes"""
     holes = text.count(None)
     hidden = len(word) - len(text) + holes
     if hidden < holes:
@@ -324,12 +324,12 @@ def test_given_text_says_nothing_about_what_is_hidden():
             total = count.total()
             if holes == 0 or total < 300:
                 continue
-            p = torch.tensor([float(LAW[i]) * fillings(w, text) for i, w in enumerate(WORDS)])
+            p = torch.tensor([float(LAW[i]) * tilted_fits(w, text) for i, w in enumerate(WORDS)])
             p = p.double() / p.sum()
             seen = torch.tensor([count[w] for w in WORDS]).double() / total
             assert (seen - p).abs().sum() / 2 < oracle.sampling_error(p, total), (text, total)
             checked[holes] += 1
-    assert checked[1] > 40 and checked[2] > 40 and checked[3] >= 5
+    assert checked[1] > 40 and checked[2] > 30 and checked[3] > 3
 
 
 def test_short_documents_are_not_more_frequent_where_nothing_is_given():
@@ -374,7 +374,7 @@ def test_a_network_that_has_learnt_the_batches_fills_a_hole_by_the_language(left
     start = [x.expand(B, *x.shape[1:]) for x in start]
     x, n = sampler.generate(learnt.predict, code, B, 4, 40, *train.schedules(args), start=start,
                             sampler="exact")
-    p = torch.tensor([float(q) * fillings(w, (*left, None, *right)) for w, q in zip(words, law)])
+    p = torch.tensor([float(q) * tilted_fits(w, (*left, None, *right)) for w, q in zip(words, law)])
     p = p.double() / p.sum()
     asked = sum(c for c, g in zip(times.tolist(), given) if any(g)) / 40        # at the very least
     error = oracle.sampling_error(p, B) + oracle.sampling_error(p, asked)
@@ -403,12 +403,13 @@ ROWS = [(1, 2, 3, 4, 5), (6, 7), (8,), (1, 1, 1, 1), (2, 3, 4), (5, 6, 7, 8), (1
 
 
 def test_the_loss_of_a_document_by_value():
-    """unmask: ln 9 for each mask, times min(beta'/(1-beta), cap) dt; insert: phi for each gap, times
-    min(alpha'/(1-alpha), cap) dt. The two schedules differ, and the cap binds for both."""
+    """unmask: ln 9 for each mask, times min(beta'/(1-beta), cap) dt; insert: phi for each gap,
+    times min(alpha'/(1-alpha), cap) dt. The two schedules differ, and the cap binds for both."""
     batch, code, args = batch_for("flexmdm", ROWS, "--insertion=sin", "--unmasking=cosine",
                                   "--targets=sampled", "--weight_cap=3", "--t_power=2")
     some = torch.tensor([0, 5, 9, 30, 31])
-    unmask, insert = train.losses(constant(9, torch.zeros(9).double(), 0.5), code, batch, some, args)
+    predict = constant(9, torch.zeros(9).double(), 0.5)
+    unmask, insert = train.losses(predict, code, batch, some, args)
     y, n, _, gaps = batch.noised
     capped = 0
     for i, b in enumerate(some.tolist()):
@@ -430,9 +431,9 @@ def test_the_loss_of_a_document_by_value():
 @pytest.mark.parametrize("prime_loss", ["marginal", "joint"])
 def test_targets_and_prime_loss_choose_the_terms(method, ell, targets, prime_loss):
     """Also with given tokens, which alignments must know of."""
-    given = [[k == 1 for k in range(5)] for _ in ROWS]
-    batch, code, args = batch_for(method, ROWS, f"--targets={targets}", f"--prime_loss={prime_loss}",
-                                  ell=ell, given=given)
+    given = [[k == 0 for k in range(5)] for _ in ROWS]
+    flags = f"--targets={targets}", f"--prime_loss={prime_loss}", "--t_power=0.5"
+    batch, code, args = batch_for(method, ROWS, *flags, ell=ell, given=given)
     predict = constant(9, torch.randn(9).double(), None if method == "prime" else 0.7)
     every = torch.arange(len(ROWS))
     got = train.losses(predict, code, batch, every, args)
@@ -606,7 +607,7 @@ def test_a_validation_that_is_not_finite_ends_the_run(small):
 # one step of the optimizers, and of the averages
 
 def test_the_learning_rate():
-    """Up in 4 steps of 1/5, at its peak at step 4, half way down in the middle, min_lr at the end"""
+    """Up in 4 steps of 1/5, at its peak at step 4, half way down in the middle, then min_lr"""
     args = settled("--warmup_iters=4", "--max_iters=24", "--learning_rate=1", "--min_lr=0.2")
     rate = [train.learning_rate(step, args) for step in range(25)]
     assert rate[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
@@ -842,7 +843,7 @@ def test_a_run_is_not_written_over_unless_one_says_so(lines, tmp_path):
 
 
 def test_an_old_run_never_comes_back(lines, tmp_path):
-    """--overwrite, a damaged checkpoint of the new run, resume: not the old run of another method"""
+    """--overwrite, a damaged checkpoint of the new run, resume: not the old run of another kind"""
     trained(tmp_path, lines, "--keep=3", "--eval_interval=2")
     trained(tmp_path, lines, "--overwrite", "--method=mdm", "--max_iters=3")
     (tmp_path / "ckpt.pt").write_bytes(b"damaged")

@@ -59,7 +59,6 @@ def prepare(folder, tokenizer, source="", url=URL):
 
 @dataclasses.dataclass
 class Args(data.Args):
-    source: str = flag("", "also written --from: the archive, and no download")
     url: str = flag(URL, "where the archive is")
 
 

@@ -1,6 +1,6 @@
 """glyphs: letters and digits in the fonts that matplotlib ships, 16 x 16, 256 greys; no download.
 
-    python data/glyphs/prepare.py           # half a minute; train.py does it where it is missing
+    python data/glyphs/prepare.py           # some seconds; train.py does it where it is missing
 
 62 characters in about 22 fonts, white on black, each image with its own size, slant and shift. Of
 the pairs of a character and a font an eleventh is held out: in validation both are known, but not
@@ -71,7 +71,7 @@ def draw(outlines, count, rng):
 
 
 def prepare(folder, tokenizer, counts=(60_000, 6_000)):
-    say(f"preparing {folder}, half a minute")
+    say(f"preparing {folder}, some seconds")
     rng, pairs = np.random.default_rng(0), outlines()
     order = [pairs[i] for i in rng.permutation(len(pairs))]
     held_out = len(pairs) // 11

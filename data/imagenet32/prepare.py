@@ -5,7 +5,6 @@
 They are at image-net.org, behind a login: Imagenet32_train_npz.zip and Imagenet32_val_npz.zip;
 unzip both into one folder. Pickles, which could run code, are refused.
 """
-import dataclasses
 import glob
 import os
 import sys
@@ -15,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
 import data
-from common import Fail, flag, main
+from common import Fail, main
 from data.images import TOKENIZER, channels_last, write
 from data.writing import sources
 
@@ -48,10 +47,5 @@ def prepare(folder, tokenizer, source=""):
     write(folder, tokenizer, {"train": read(train), "val": read(val)}, sources(source))
 
 
-@dataclasses.dataclass
-class Args(data.Args):
-    source: str = flag("", "also written --from: the folder with the .npz files")
-
-
 if __name__ == "__main__":
-    main(lambda: data.by_hand("imagenet32", __doc__, Args))
+    main(lambda: data.by_hand("imagenet32", __doc__))
