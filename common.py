@@ -14,6 +14,7 @@ The arguments of a script are one dataclass; its fields are its flags:
 import argparse
 import contextlib
 import csv
+import ctypes
 import dataclasses
 import difflib
 import errno
@@ -97,6 +98,8 @@ def parse(cls, doc="", argv=None):
     args = cls(**vars(p.parse_args(argv)))
     for f in dataclasses.fields(cls):
         low, high, value = f.metadata["low"], f.metadata["high"], getattr(args, f.name)
+        if type(value) is not type(f.default):                  # argparse makes [] of --flag=--
+            raise Fail(f"--{f.name} needs a value")
         if low is not None and not low <= value <= high:                    # also for nan
             raise Fail(f"--{f.name} {value} must be between {low:g} and {high:g}")
     names = [word.split("=")[0] for word in argv if word.startswith("--")]
@@ -118,6 +121,13 @@ def whole_numbers(text, name):
 # -----------------------------------------------------------------------------
 # files
 
+def remove_left(folder, name):
+    """Remove what killed processes left of unfinished files of this name."""
+    for old in os.listdir(folder):
+        if old.startswith(f".{name}.") and old.endswith(".tmp"):
+            os.unlink(os.path.join(folder, old))
+
+
 @contextlib.contextmanager
 def atomic_open(path, mode="w", **options):
     """Open a file that appears at `path` whole or not at all: written beside it, flushed, renamed.
@@ -126,9 +136,7 @@ def atomic_open(path, mode="w", **options):
     folder, name = os.path.split(path)
     try:
         os.makedirs(folder, exist_ok=True)
-        for old in os.listdir(folder):
-            if old.startswith(f".{name}.") and old.endswith(".tmp"):
-                os.unlink(os.path.join(folder, old))
+        remove_left(folder, name)
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".tmp")
     except OSError as e:
         raise Fail(f"cannot write {path}: {e.strerror}") from None
@@ -199,6 +207,13 @@ def say(*words):
         print(text.encode(encoding, "replace").decode(encoding), flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def trim():
+    """Give back the memory that malloc holds and nobody uses (glibc; elsewhere nothing happens). Rows
+    have a new length in every step, and the holes between tensors would add up to gigabytes."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Stop:

@@ -147,11 +147,12 @@ def ways(match, live, kept):
     """match (B, L, L): may slot i be token k? -> in how many ways can the slots before i be tokens
     before k, in order: N[i, k] = sum over k' < k of match[i-1, k'] N[i-1, k'].
 
-    These numbers outgrow float64 from about 1,000 tokens on, so every 16th row is divided by its entry
-    for the alignment that was drawn, N[i, kept[i]]. Equal to log space within 1e-12 up to 4,096 tokens.
+    These numbers outgrow float64 from about 1,000 tokens on, so every 16th row is divided by its
+    entry for the alignment that was drawn, N[i, kept[i]]. Equal to log space within 1e-12 up to
+    4,096 tokens.
     assumption: the drawn alignment is typical, that is, a token k whose entry is still 1e250 times
     larger or smaller is one that slot i almost never is."""
-    match, live, kept = match.transpose(0, 1), live.T[:, :, None], kept.T[:, :, None]    # (L, B, ..)
+    match, live, kept = match.transpose(0, 1), live.T[:, :, None], kept.T[:, :, None]
     N = torch.ones(match.shape, dtype=torch.float64, device=match.device)
     for i in range(1, len(N)):
         N[i, :, 0] = 0

@@ -37,7 +37,7 @@ import interpolant
 import parallel
 import prime
 import rates
-from common import Fail, Log, Stop, flag, lock, main, parse, say
+from common import Fail, Log, Stop, flag, lock, main, parse, remove_left, say, trim
 from figures import curve, images
 from interpolant import below
 from model import Config, Transformer, pick_device
@@ -56,8 +56,9 @@ PRESETS = {     # what a data set is trained with, where the user names nothing 
                      learning_rate=2e-3, warmup_iters=100, max_iters=1800, eval_interval=600),
     "functions": dict(block_size=1024, batch_size=64, n_layer=8, n_head=8, n_embd=512,
                       rope_theta=1000.0, learning_rate=2e-3, max_iters=2000, targets="sampled"),
-    "glyphs": dict(method="prime", n_layer=4, n_head=4, n_embd=128, batch_size=32,
-                   learning_rate=2e-3, max_iters=1500, eval_iters=8),
+    "glyphs": dict(method="prime", n_layer=4, n_head=4, n_embd=96, batch_size=32,
+                   learning_rate=2e-3, max_iters=2800, eval_interval=700, eval_iters=8,
+                   sample_steps=32),
     # not measured on a GPU; reveals by the paper's schedule for images, beta = t^3
     "cifar10": dict(method="prime", n_layer=12, n_head=12, n_embd=768, batch_size=128,
                     unmasking="polynomial,exponent=3", dropout=0.1, learning_rate=1e-3,
@@ -442,8 +443,10 @@ def resumed(argv, content):
 
 
 def claim(args):
-    """Lock out_dir, and refuse to write over a run"""
+    """Lock out_dir, clear it of half-written files, and refuse to write over a run"""
     held = lock(args.out_dir)
+    for name in ("ckpt.pt", "log.csv", "loss.png"):
+        remove_left(args.out_dir, name)
     if checkpoint.found(args.out_dir) and args.init_from != "resume" and not args.overwrite:
         raise Fail(f"{args.out_dir} holds a run: go on with --init_from resume, start again with "
                    "--overwrite, or name another --out_dir")
@@ -569,10 +572,10 @@ def train(argv=None):
     if resume:
         with checkpoint.must_fit(args.out_dir):
             restore(net, ema, optimizers, content, dataset)
-            step, seconds_before = content["step"], content["seconds"]
+            step, seconds_before = content["step"], float(content["seconds"])
             if rank == 0:
                 window = Window(args.device, content["window"])
-            window.tokens = content["window_tokens"]
+            window.tokens = int(content["window_tokens"])
     if args.compile and not args.fsdp:
         net.trunk = torch.compile(net.trunk, dynamic=True)
     model = DDP(net) if world > 1 and not args.fsdp else net
@@ -666,6 +669,7 @@ def train(argv=None):
                         gnorm=norm, tokens=window.tokens,
                         seconds=f"{seconds_before + now - began:.0f}")
             window, clock, clock_step = Window(args.device), now, step
+            trim()
 
     print_once(f"{args.out_dir}/: ckpt.pt, log.csv, loss.png after {time.time() - began:.0f} s")
     if world > 1:

@@ -60,8 +60,8 @@ def token_type(tokenizer, tasks):
 
 
 def stored(ids, given, tokenizer, dtype):
-    """A document -> its bytes in a bin; b"" where there is nothing to learn"""
-    if len(ids) == 0 or given is not None and all(given):
+    """A document -> its bytes in a bin; b"" for one without tokens"""
+    if len(ids) == 0:
         return b""
     tokens = np.append(ids, tokenizer.eot).astype(np.int64)
     if given is not None:
@@ -85,7 +85,7 @@ def write(folder, sides, tokenizer, made, anchors=True):
             contents = [stored(ids, given, tokenizer, dtype) for ids, given in documents]
             counts[side] = sum(map(bool, contents))
             if not counts[side]:
-                raise Fail(f"{folder}: no document for {side}.bin holds a token to learn")
+                raise Fail(f"{folder}: no document for {side}.bin holds a token")
             with atomic_open(os.path.join(folder, f"{side}.bin"), "wb") as f:
                 f.writelines(contents)
         finish(folder, counts, tokenizer, dtype, made, anchors)

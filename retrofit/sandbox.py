@@ -184,6 +184,9 @@ def limit(seconds, memory):
         resource.RLIMIT_CORE: 0,
     }
     for name, value in limits.items():
+        hard = resource.getrlimit(name)[1]              # which can only be lowered
+        if hard != resource.RLIM_INFINITY:
+            value = min(value, hard)
         try:
             resource.setrlimit(name, (value, value))
         except (ValueError, OSError):                   # macOS does not limit the address space

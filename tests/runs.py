@@ -22,9 +22,9 @@ TINY = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--batch_size=8", "--block_s
 QUICK = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def write_lines(folder):
+def write_lines(folder, seed=0):
     """A small data set of short lines, in bytes -> the flag that trains on it"""
-    rng = random.Random(0)
+    rng = random.Random(seed)
     words = ["for", "x", "in", "range", "(3):", "pass", "y", "=", "1"]
     lines = sorted({" ".join(rng.choices(words, k=rng.randint(1, 5)))[:20] for _ in range(300)})
     with contextlib.redirect_stdout(io.StringIO()):
@@ -97,6 +97,14 @@ def forked(processes, *flags):
         children.append(child)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert codes == [0] * processes, codes
+
+
+def left_with(script, argv):
+    """The exit code of a script's main function as a shell would see it"""
+    try:
+        common.main(lambda: script(argv))
+    except SystemExit as e:
+        return e.code or 0
 
 
 def start(script, *flags, **options):

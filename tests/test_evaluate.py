@@ -65,7 +65,8 @@ def test_the_standard_error_is_what_repeating_the_experiment_shows():
     size = torch.randint(1, 9, (4000, 50)).double()
     total = size * (2 + torch.randn(4000, 50)) + torch.randn(4000, 50)
     rates, errors = zip(*(quality.ratio(t, s) for t, s in zip(total, size)))
-    assert float(torch.stack(errors).mean()) == pytest.approx(float(torch.stack(rates).std()), rel=0.05)
+    spread = float(torch.stack(rates).std())
+    assert float(torch.stack(errors).mean()) == pytest.approx(spread, rel=0.05)
 
 
 @pytest.mark.parametrize("method", list(train.METHODS))
@@ -174,7 +175,8 @@ def test_more_repeats_mean_less_noise(tmp_path):
     documents, loaded = lines(tmp_path, TEXTS), uniform(model("mdm"))
     spread = []
     for repeats in (1, 16):
-        nll = [evaluate.document_nll(loaded, documents, range(120), "loose", repeats) for _ in range(4)]
+        nll = [evaluate.document_nll(loaded, documents, range(120), "loose", repeats)
+               for _ in range(4)]
         spread.append(float(torch.stack(nll).std(0).mean()))
     assert spread[0] / spread[1] == pytest.approx(4, rel=0.3)
 
@@ -210,8 +212,8 @@ def test_whole_takes_every_document_and_counts_the_files_own_words(tmp_path):
 
 
 def test_the_marks_of_benchmarks_are_undone():
-    wiki = " = = Head = = \n The \" blue \" crab 's 2 @.@ 5 m ( 8 ft ) , 1 @,@ 000 ; N of them \n"
-    assert whole.wikitext(wiki) == " == Head ==\nThe \"blue\" crab's 2.5 m (8 ft), 1,000; 1 of them\n"
+    wiki = " = = Top = = \n The \" blue \" crab 's 2 @.@ 5 m ( 8 ft ) , 1 @,@ 000 ; N of us \n"
+    assert whole.wikitext(wiki) == " == Top ==\nThe \"blue\" crab's 2.5 m (8 ft), 1,000; 1 of us\n"
     assert whole.ptb("it did n't cost $ N N \\/ N of the banks ' <unk>") \
         == "it didn't cost $1 1 / 1 of the banks' ?"
     assert whole.lm1b("\" Yes , \" he 's said . ( No ? ) $ 5 !") == "\"Yes,\" he's said. (No?) $5!"
@@ -320,36 +322,38 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     (folder / "lines.txt").write_text("\n".join(TEXTS))
     for method in ("ar", "flexmdm"):
-        train.train([f"--method={method}", f"--out_dir={folder / method}", "--max_iters=4", "--dropout=0.5",
+        train.train([f"--method={method}", f"--out_dir={folder / method}", "--max_iters=4",
                      f"--dataset={folder / 'lines.txt'}", f"--data_dir={folder}", "--split=line",
-                     "--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=16", "--sample_steps=0",
-                     "--eval_iters=1", "--batch_size=8", "--learning_rate=0.02", "--warmup_iters=0"])
+                     "--dropout=0.5", "--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=16",
+                     "--sample_steps=0", "--eval_iters=1", "--batch_size=8", "--learning_rate=0.02",
+                     "--warmup_iters=0"])
     return folder
 
 
 def test_dropout_is_off_in_a_model_that_was_loaded(runs):
     loaded = checkpoint.load(runs / "ar")
     documents = evaluate.open_data(loaded, flags()).documents
-    first, again = (evaluate.document_nll(loaded, documents, range(3), "exact", 1) for _ in range(2))
-    assert torch.equal(first, again)
+    first = evaluate.document_nll(loaded, documents, range(3), "exact", 1)
+    assert torch.equal(first, evaluate.document_nll(loaded, documents, range(3), "exact", 1))
     loaded.net.train()
     assert not torch.equal(first, evaluate.document_nll(loaded, documents, range(3), "exact", 1))
 
 
 def test_the_table_of_samples_as_csv_and_picture(runs, tmp_path, capsys):
-    evaluate.run(["--out_dir", f"{runs / 'flexmdm'},{runs / 'ar'}", "--num_samples", "6", "--repeats", "1",
-                  "--steps", "2,4", "--sampler", "parallel,exact", "--spans", "0", "--judge",
-                  str(runs / "ar"), "--csv", str(tmp_path / "s.csv"), "--png", str(tmp_path / "s.png")])
+    evaluate.run(["--out_dir", f"{runs / 'flexmdm'},{runs / 'ar'}", "--num_samples", "6",
+                  "--repeats", "1", "--steps", "2,4", "--sampler", "parallel,exact",
+                  "--judge", str(runs / "ar"), "--csv", str(tmp_path / "s.csv"),
+                  "--png", str(tmp_path / "s.png")])
     out = capsys.readouterr().out
     assert "tight" in out and "exact" in out and "documents, " in out
-    assert out.count("unigram entropy") == 5 + 2            # samples; validation documents
+    assert out.count("validation documents: perplexity") == 2
     with open(tmp_path / "s.csv", newline="") as f:
         rows = list(csv.DictReader(f))
     assert tuple(rows[0]) == evaluate.COLUMNS
     assert [(r["method"], r["sampler"], r["steps"]) for r in rows] == [
         ("flexmdm", "parallel", "2"), ("flexmdm", "parallel", "4"), ("flexmdm", "exact", "2"),
         ("flexmdm", "exact", "4"), ("ar", "parallel", "16")]
-    assert all(float(r["perplexity"]) > 1 and float(r["calls"]) >= 1 for r in rows)
+    assert float(rows[-1]["perplexity"]) > 1 and all(float(r["calls"]) >= 1 for r in rows)
     assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
     drawn = steps.read(tmp_path / "s.csv")
     assert [steps.name_of(row, drawn) for row in drawn[1:4]] == ["flexmdm", "flexmdm, exact",
@@ -361,7 +365,7 @@ def test_generative_perplexity_is_that_of_the_judges_own_tokens(runs):
     judge = quality.Judge(str(runs / "ar"), "cpu")
     texts = ["line 3", "", "line 12 xxxxxxxxxxxxxx"]
     nats, ids = judge.nll(texts, batch_size=2)
-    assert ids == [list(b"line 3"), list(b"line 12 xxxxxxxx")]          # its block_size; none is empty
+    assert ids == [list(b"line 3"), list(b"line 12 xxxxxxxx")]      # 16 tokens; none is empty
     for document, nll in zip(ids, nats):
         y = torch.tensor(document)[None, :, None]
         logits, _ = judge.predict(y, torch.tensor([len(document)]), torch.ones(1), y[..., 0] >= 0)
@@ -369,12 +373,14 @@ def test_generative_perplexity_is_that_of_the_judges_own_tokens(runs):
         assert float(nll) == pytest.approx(float(expected), rel=1e-5)
     perplexity, error = judge.report("texts", texts, 2)
     assert perplexity == pytest.approx(math.exp(float(nats.sum()) / 22))
-    assert error == pytest.approx(perplexity * float(quality.ratio(nats, torch.tensor([6., 16.]))[1]))
+    _, rate_error = quality.ratio(nats, torch.tensor([6, 16]).double())
+    assert error == pytest.approx(perplexity * float(rate_error))
 
 
 def test_texts_from_elsewhere_are_judged(runs, tmp_path, capsys):
     path = tmp_path / "g.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("line 1", "line 2 x", "")))
+    texts = ("line 1", "line 2 x", "")
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     evaluate.run(["--judge", str(runs / "ar"), "--generations", str(path)])
     out = capsys.readouterr().out
     assert "2 texts of" in out and "14 tokens; 1 texts were empty" in out

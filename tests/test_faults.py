@@ -19,7 +19,8 @@ import runs
 import sample
 import train
 from model import Config, Transformer
-from runs import QUICK, ROOT, TINY, assert_same, log_of, newest, quietly, start, trained
+from runs import (QUICK, ROOT, TINY, assert_same, left_with, log_of, newest, quietly, refused,
+                  start, trained)
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +34,11 @@ def in_a_child(argv):
     child = os.fork()
     if child == 0:
         code = 1
-        with contextlib.suppress(BaseException):
+        with contextlib.suppress(Exception):
             os.close(read)
             os.dup2(write, 1)
             sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", 0), write_through=True)
-            sys.argv[0] = "train.py"
-            common.main(lambda: train.train(argv))
+            code = left_with(train.train, argv)
         os._exit(code)
     os.close(write)
     return child, os.fdopen(read)
@@ -70,14 +70,13 @@ def test_kill_loses_nothing(lines, tmp_path):
                 killed += 1
                 break
         printed.close()
-        if exit_code(child) == 1:                       # its own pipe, not the kill, ended it
-            pytest.fail("a run ended with an error")
-        if len(log_of(out) if (out / "log.csv").exists() else []) and left > 10 ** 5:
+        code = exit_code(child)
+        assert code in (0, -signal.SIGKILL)
+        if code == 0:
             break
     assert killed == kills
     assert_same(tmp_path / "a", out)
-    names = sorted(name for name in os.listdir(out) if name.endswith(".tmp"))
-    assert names == []
+    assert not [name for name in os.listdir(out) if name.endswith(".tmp")]
 
 
 def test_sigterm_saves_in_a_shell(lines, tmp_path):
@@ -123,7 +122,7 @@ def test_sigterm_during_samples_is_obeyed(lines, tmp_path, monkeypatch):
 def test_sigterm_under_torchrun(lines, tmp_path):
     """The launcher passes it on; all processes leave at the same step, and are resumed to the same
     end, to the bit."""
-    flags = [*TINY, lines, "--max_iters=400", "--eval_interval=1000"]
+    flags = [*TINY, lines, "--max_iters=150", "--eval_interval=1000"]
     out = f"--out_dir={tmp_path / 'b'}"
     command = [sys.executable, "-u", "-m", "torch.distributed.run", "--standalone",
                "--nproc_per_node=2", os.path.join(ROOT, "train.py"), *flags, out]
@@ -136,9 +135,8 @@ def test_sigterm_under_torchrun(lines, tmp_path):
             run.send_signal(signal.SIGTERM)
     run.wait()
     assert "stopped after step" in "".join(said)
-    assert 5 <= newest(tmp_path / "b")["step"] < 400
-    short = ["--max_iters=400", "--log_interval=1"]
-    runs.forked(2, *flags, *short, f"--out_dir={tmp_path / 'a'}")
+    assert 5 <= newest(tmp_path / "b")["step"] < 150
+    runs.forked(2, *flags, f"--out_dir={tmp_path / 'a'}")
     runs.forked(2, out, "--init_from=resume")
     assert_same(tmp_path / "a", tmp_path / "b")
 
@@ -147,7 +145,7 @@ def test_what_kills_left_behind_is_removed_by_the_next_run(lines, tmp_path):
     left = [".ckpt.pt.k1.tmp", ".log.csv.k2.tmp", ".loss.png.k3.tmp"]
     for name in left:
         (tmp_path / name).write_bytes(b"half")
-    trained(tmp_path, lines, "--max_iters=1")
+    refused("--dataset=nosuch", f"--out_dir={tmp_path}")
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
 
 
@@ -171,12 +169,11 @@ def test_a_full_disk_leaves_the_last_checkpoint(share, lines, tmp_path, small_fi
     trained(tmp_path, lines)
     before = (tmp_path / "ckpt.pt").read_bytes()
     small_files(int(share * len(before)))
-    with pytest.raises(SystemExit) as left:
-        resume = [f"--out_dir={tmp_path}", "--init_from=resume", "--max_iters=9"]
-        common.main(lambda: train.train(resume))
+    resume = [f"--out_dir={tmp_path}", "--init_from=resume", "--max_iters=9"]
+    code = left_with(train.train, resume)
     small_files(resource.RLIM_INFINITY)
     error = capsys.readouterr().err
-    assert left.value.code == 2 and "the disk is full" in error and error.count("\n") == 1
+    assert code == 2 and "the disk is full" in error and error.count("\n") == 1
     assert (tmp_path / "ckpt.pt").read_bytes() == before
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
     runs.resumed(tmp_path, "--max_iters=9")

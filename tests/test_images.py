@@ -24,7 +24,7 @@ from data.glyphs import prepare as glyphs
 from data.images import write
 from figures import images as pictures
 from interpolant import schedule
-from model import Config, Transformer, angles_of_images, rotate
+from model import Config, Transformer, angles_of_images, places, rotate
 from oracle import Oracle, entropy, random_p
 
 TINY = ["--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--max_iters", "2",
@@ -196,8 +196,10 @@ def test_images_have_no_other_tokenizer(tmp_path):
 def test_attention_sees_rows_and_columns_apart():
     """The product of a rotated query and a rotated key depends on both differences, and channels
     of a pixel are at one place."""
-    pos = torch.arange(5 * 6 * 3)
-    cos, sin = angles_of_images(pos, 16, 100.0, (5, 6, 3))
+    row, column, channel = places(torch.arange(5 * 6 * 3), (5, 6, 3))
+    assert [(int(x[0]), int(x[20]), int(x[89])) for x in (row, column, channel)] == [
+        (0, 1, 4), (0, 0, 5), (0, 2, 2)]
+    cos, sin = angles_of_images(row, column, 16, 100.0)
     assert cos.shape == (90, 1, 8) and torch.equal(cos[0], cos[1]) and torch.equal(cos[0], cos[2])
     q, k = torch.randn(2, 1, 1, 16)
     q, k = (rotate(x.expand(90, 1, 16), cos, sin)[::3, 0].view(5, 6, 16) for x in (q, k))
@@ -208,15 +210,19 @@ def test_attention_sees_rows_and_columns_apart():
     assert abs(score((0, 0), (1, 2)) - score((0, 0), (2, 1))) > 1e-3
 
 
-def test_channels_differ_by_a_learned_vector():
+def test_rows_columns_and_channels_differ_by_learned_vectors():
+    """On a canvas of masks nothing else tells a slot where it is."""
     net = Transformer(Config(V=8, block_size=12, insertion="instant", n_layer=1, n_head=1,
                              n_embd=16, shape=(2, 2, 3)))
     y = torch.full((1, 12, 1), net.code.mask)
     ask = y, torch.tensor([12]), torch.zeros(1), torch.ones(1, 12, dtype=torch.bool)
-    assert torch.equal(*net(*ask)[0][:2])
-    torch.nn.init.normal_(net.channel)
+    logits = net(*ask)[0]                                       # (12, V)
+    assert torch.allclose(logits, logits[:1].expand(12, 8), atol=1e-6)
+    for vectors in (net.rows, net.columns, net.channels):
+        torch.nn.init.normal_(vectors)
     logits = net(*ask)[0]
-    assert not torch.allclose(logits[0], logits[1])
+    for other in (1, 3, 6):                                     # channel, column, row
+        assert not torch.allclose(logits[0], logits[other], atol=1e-3)
 
 
 @pytest.mark.parametrize("flags, fault", [

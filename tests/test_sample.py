@@ -30,7 +30,7 @@ def save_random(folder, method, tokenizer=f"numbers-{V}"):
     net = Transformer(config)
     weights = {name: 0.2 * torch.randn(p.shape) for name, p in net.named_parameters()}
     if "gap.down.bias" in weights:                              # few tokens are missing in a gap
-        weights["gap.down.bias"].fill_(-2.5)
+        weights["gap.down.bias"].fill_(-2.2)
     args = dict(method=method, insertion=METHODS[method], unmasking="linear")
     checkpoint.save(folder, step=1, model=weights, ema=weights, config=asdict(config), args=args,
                     tokenizer=tokenizer.spec(), permutation=None, base=None)

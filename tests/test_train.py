@@ -101,9 +101,7 @@ def test_a_resumed_run_has_the_flags_of_the_first(lines, tmp_path):
         name = flag.split("=")[0]
         _, fault = quietly(train.train, [f"--out_dir={tmp_path}", "--init_from=resume", flag])
         assert f"{name} differs" in fault or "digit per token" in fault
-    other = runs.write_lines(tmp_path / "other")
-    with open(tmp_path / "other" / "train.bin", "ab") as f:
-        f.write(b"x\0\0\0")
+    other = runs.write_lines(tmp_path / "other", seed=1)
     _, fault = quietly(train.train, [f"--out_dir={tmp_path}", "--init_from=resume", other])
     assert "training data differs" in fault
 
@@ -118,10 +116,12 @@ def test_a_finished_run_is_resumed_to_nothing(lines, tmp_path):
 # -----------------------------------------------------------------------------
 # the same steps, whatever is split over what
 
+SLOW = "--learning_rate=1e-3"       # AdamW makes 1e-5 of rounding in its first steps at 3e-3
+
 @pytest.mark.parametrize("method", METHODS)
 def test_pieces_equal_one_piece(method, lines, tmp_path):
     """8 documents at once, or cut into 3 unequal pieces"""
-    flags = [f"--method={method}", "--optimizer=adamw"]
+    flags = [f"--method={method}", "--optimizer=adamw", SLOW]
     trained(tmp_path / "one", lines, *flags, "--gradient_accumulation_steps=1")
     trained(tmp_path / "three", lines, *flags, "--gradient_accumulation_steps=3")
     assert_close(tmp_path / "one", tmp_path / "three")
@@ -130,7 +130,7 @@ def test_pieces_equal_one_piece(method, lines, tmp_path):
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_two_processes_take_the_same_steps_as_one(optimizer, lines, tmp_path):
     flags = ["--gradient_accumulation_steps=2", f"--optimizer={optimizer}", "--eval_iters=2",
-             "--batch_size=9"]
+             "--batch_size=9", SLOW]
     trained(tmp_path / "one", lines, *flags)
     forked(2, *TINY, lines, f"--out_dir={tmp_path / 'two'}", *flags)
     assert_close(tmp_path / "one", tmp_path / "two")
@@ -139,7 +139,7 @@ def test_two_processes_take_the_same_steps_as_one(optimizer, lines, tmp_path):
 def test_sharded_over_two_processes(lines, tmp_path):
     """--fsdp: weights, averages and optimizer in two parts. The same steps as one process, also
     resumed from the whole checkpoint, and resumed by one process."""
-    flags = ["--gradient_accumulation_steps=2", "--optimizer=adamw", "--sample_steps=2"]
+    flags = ["--gradient_accumulation_steps=2", "--optimizer=adamw", "--sample_steps=2", SLOW]
     trained(tmp_path / "one", lines, *flags)
     two = f"--out_dir={tmp_path / 'two'}"
     forked(2, *TINY, lines, two, "--fsdp", *flags)

@@ -12,7 +12,7 @@ import data
 from common import main
 from data.python.prepare import harvest, library, statements
 
-TOKENIZER, BLOCK_SIZE = "bpe", 1024
+TOKENIZER, BLOCK_SIZE = "bpe-2048", 1024
 MOST = 1024                     # bytes
 
 

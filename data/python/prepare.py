@@ -21,7 +21,7 @@ import data
 from common import Fail, main, say
 from data.writing import text_hash
 
-TOKENIZER, BLOCK_SIZE = "bpe", 64
+TOKENIZER, BLOCK_SIZE = "bpe-2048", 64
 MOST = 64                       # bytes
 HEADERS = (ast.For, ast.AsyncFor, ast.While, ast.If, ast.With, ast.AsyncWith, ast.FunctionDef,
            ast.AsyncFunctionDef, ast.ClassDef)

@@ -1,0 +1,67 @@
+"""bench.py: the dense way and ours compute the same, and every part runs."""
+import csv
+
+import pytest
+import torch
+
+import bench
+import common
+import train
+
+TINY = ["--V=11", "--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=20", "--documents=3",
+        "--slots=4", "--canvas=8", "--batch=2", "--steps=2", "--repeats=1", "--device=cpu"]
+
+
+@pytest.mark.parametrize("method", list(train.METHODS))
+def test_dense_and_ours_have_equal_losses_where_no_row_is_padded(method):
+    """A padded row is another question: its pad symbols are seen."""
+    args = common.parse(bench.Args, argv=TINY)
+    timer = bench.Bench("cpu")
+    net, flags = bench.network(args, timer, method, 20), bench.settings(method, 3, 20)
+    batch = train.make_batch(0, bench.Texts([20] * 3, args.V), net.code, flags)
+    if method != "ar":
+        batch.t = torch.ones(3).double()
+        batch.noised = batch.noised._replace(y=batch.d1.clone(), n=batch.n1,
+                                             kept=torch.arange(20).expand(3, 20),
+                                             gaps=torch.zeros(3, 21, dtype=torch.int64))
+        batch.noised.y[:, 3:9] = net.code.mask
+    both = [torch.stack(train.losses(predict, net.code, batch, torch.arange(3), flags))
+            for predict in (net, bench.dense(net))]
+    torch.testing.assert_close(*both)
+
+
+def test_every_part_runs_and_writes_the_table(tmp_path, capsys):
+    path = tmp_path / "table.csv"
+    bench.run([*TINY, "--only=head,train,sample,host", "--csv", str(path)])
+    with open(path, newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert tuple(rows[0]) == bench.COLUMNS
+    assert [r["path"] for r in rows[3:13]] == ["dense", "ours"] * 5         # train
+    assert [r["path"] for r in rows[-6:]] == ["make_batch", "pack", "loss, gradient", "AdamW",
+                                              "Muon", "a sampling step"]
+    assert all(float(r["ms"]) > 0 for r in rows)
+
+
+def test_flops_count_present_and_asked_slots():
+    args = common.parse(bench.Args, argv=TINY)
+    net = bench.network(args, bench.Bench("cpu"), "mdm", 4)
+    counted = bench.Counted(net)
+    at = torch.tensor([[True, False, False], [True, True, False]])
+    counted(torch.zeros(2, 3, 1, dtype=torch.int64), torch.tensor([1, 3]), torch.zeros(2), at)
+    assert counted.inner == 12 * 8 ** 2
+    assert counted.flops(6) == 6 * (4 * 12 * 8 ** 2 + 3 * 8 * 11)
+
+
+def test_lengths_are_owts_deciles():
+    assert bench.owt_lengths(10, 1024) == bench.LENGTHS
+    assert bench.owt_lengths(2, 512) == [270, 411]
+
+
+def test_operators_are_counted():
+    x = torch.ones(3)
+    assert bench.calls_of(lambda: (x + 1) * 2) == 2
+
+
+def test_an_unknown_part_is_a_sentence():
+    with pytest.raises(common.Fail, match="--only heads"):
+        bench.run(["--only", "heads"])
