@@ -22,11 +22,12 @@ import torch
 
 import data
 import interpolant
-import sampler
 from common import Fail, atomic_open
 from model import Config, Transformer
 from retrofit import llada
+from sampler import generate, generate_left_to_right, retimed, start_from
 
+SHORT = 256             # tokens: what counts as a short document
 FORMAT = 2              # raised when an older reader could make no sense of a newer file
 
 
@@ -270,16 +271,11 @@ class Loaded:
         with torch.autocast(weight.device.type, torch.bfloat16, enabled=half):
             return self.net(y, n, t, at, given)
 
-    def generate(self, num_samples=1, prompt="", infill="", steps=128, order="random",
-                 temperature=1.0, sampler="parallel", window=0, insertion="", unmasking="",
-                 seed=None, batch_size=64):
+    def generate(self, num_samples=1, prompt="", infill="", seed=None, batch_size=64, **settings):
         """num_samples texts: free, continuing `prompt`, or filling the holes [..] of `infill`.
-        insertion,
-        unmasking: other schedules than in training. seed: makes them the same again, on a CPU."""
+        seed: makes them the same again, on a CPU. settings: see documents()."""
         if seed is not None:
             torch.manual_seed(seed)
-        settings = dict(steps=steps, order=order, temperature=temperature, sampler=sampler,
-                        window=window, insertion=insertion, unmasking=unmasking)
         start, texts = self.start(prompt, infill), []
         while len(texts) < num_samples:
             B = min(batch_size, num_samples - len(texts))
@@ -293,6 +289,7 @@ class Loaded:
         of which the pixels where keep (H, W) bool is true are told. settings: of documents()"""
         if seed is not None:
             torch.manual_seed(seed)
+        settings = dict(sampler="parallel", order="random") | settings
         start, drawn = None, []
         for first in range(0, num_samples, batch_size):
             B = min(batch_size, num_samples - first)
@@ -312,14 +309,19 @@ class Loaded:
             raise Fail("an autoregressive model cannot fill holes: give it a --prompt")
         common = (self.code, self.config.block_size, self.fixed, self.tokenizer.eot)
         if infill:
-            return sampler.start_from(*parse_pattern(infill, self.tokenizer.encode), *common)
+            return start_from(*parse_pattern(infill, self.tokenizer.encode), *common)
         if prompt:
-            return sampler.start_from([self.tokenizer.encode(prompt)], [], *common, end_open=True)
+            return start_from([self.tokenizer.encode(prompt)], [], *common, end_open=True)
         return None
 
-    def documents(self, B, start=None, steps=128, insertion="", unmasking="", **settings):
-        """B documents as ids: x (B, block_size), n (B,). start: of one row, for all of them."""
+    def documents(self, B, start=None, steps=128, order="", temperature=1.0, sampler="exact",
+                  insertion="", unmasking="", **settings):
+        """B documents as ids: x (B, block_size), n (B,). start: of one row, for all of them. order:
+        margin for short documents; random for long ones, where asking about every mask costs
+        memory. insertion, unmasking: other schedules than in training. settings: window, watch"""
         block_size = self.config.block_size
+        if not order:
+            order = "margin" if block_size <= SHORT else "random"
         trained = interpolant.schedule(self.config.insertion)
         try:
             used = interpolant.schedule(insertion or self.config.insertion)
@@ -335,14 +337,13 @@ class Loaded:
             if start is not None:
                 clean = int((start[0][0] != self.code.mask).all(1).sum())
                 prompt = self.code.decode(start[0][:, :clean])
-            temperature = settings.get("temperature", 1.0)
-            return sampler.generate_left_to_right(self.predict, self.code, B, block_size,
-                                                  self.tokenizer.eot, temperature, prompt)
+            return generate_left_to_right(self.predict, self.code, B, block_size,
+                                          self.tokenizer.eot, temperature, prompt)
         predict = self.predict
         if used.name != trained.name:
-            predict = sampler.retimed(predict, trained, used)
-        return sampler.generate(predict, self.code, B, block_size, steps, used, unmask, start=start,
-                                **settings)
+            predict = retimed(predict, trained, used)
+        return generate(predict, self.code, B, block_size, steps, used, unmask, order, temperature,
+                        start, sampler, **settings)
 
     def texts(self, x, n, holes=False):
         """Ids and lengths -> strings. A fixed canvas ends a document with its first end token;

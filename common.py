@@ -210,8 +210,8 @@ def say(*words):
 
 
 def trim():
-    """Give back the memory that malloc holds and nobody uses (glibc; elsewhere nothing happens). Rows
-    have a new length in every step, and the holes between tensors would add up to gigabytes."""
+    """Give back the memory that malloc holds and nobody uses (glibc; elsewhere nothing happens).
+    Rows have a new length in every step: the holes between tensors would add up to gigabytes."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

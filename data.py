@@ -6,8 +6,8 @@
 
 A data set is a folder in nanoGPT's format: train.bin and val.bin, uint16 token ids, each document
 followed by the end-of-text id. They are uint32 where the vocabulary needs it, or where documents
-are tasks: the highest bit marks the tokens that a task gives. meta.json, written last, says what
-the set was made from and with.
+are tasks: the highest bit marks the tokens that a task gives. meta.json says what the set was made
+from and with.
 
 To add one, add a folder: data/NAME/prepare.py with its TOKENIZER, its BLOCK_SIZE and a function
 prepare(folder, tokenizer), which ends with data.write_texts or data.write (data/writing.py).
@@ -19,6 +19,7 @@ there is no blank line, chunks are cut at block_size: `abcdefg` becomes `abcd` a
 never cut: those that are too long are left out, and counted.
 """
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import importlib
@@ -35,12 +36,13 @@ import torch
 from common import Fail, flag, nearest, parse, say
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data")
+SPLITS = ("paragraph", "line", "file")
 __path__ = [HERE]       # this file is the package `data`; the modules of the package are in data/
 
-from data.chunks import COUNTS, GIVEN, index
+from data.chunks import GIVEN, scan
 from data.tokenizers import Tokenizer, tag_of, tokenizer_for, tokenizer_from
-from data.writing import (check_sources, exclusive, file_sha256, read_json, ready, split,
-                          token_type, write, write_texts)
+from data.writing import (file_sha256, read_json, ready, sources, split, token_type, write,
+                          write_texts)
 
 
 # -----------------------------------------------------------------------------
@@ -80,31 +82,32 @@ class Documents:
         self.block_size, self.packing = block_size, packing
         meta = read_json(os.path.join(os.path.dirname(path), "meta.json"))
         self.anchored = meta.get("anchors", True)
-        self.dtype = np.dtype(meta.get("dtype", token_type(tokenizer, tasks=False)))
+        self.dtype = np.dtype(meta.get("dtype", token_type(tokenizer)))
         try:
             self.file = open(path, "rb", buffering=0)
         except OSError as e:
             raise Fail(f"cannot read {path}: {e.strerror}") from None
         self.size, self.mtime = self.state()
         if self.size == 0 or self.size % self.dtype.itemsize:
-            wrong = "of odd size" if self.size else "empty"
-            raise Fail(f"{path} is {wrong}, so it is no file of {self.dtype} tokens: delete it and "
+            raise Fail(f"{path} is empty, or of odd size for {self.dtype} tokens: delete it and "
                        "prepare the data again")
 
-        table = index(self, meta.get("sha256", {}).get(os.path.basename(path)))
-        if table["largest"] >= tokenizer.vocab_size:
-            raise Fail(f"{path} holds the id {table['largest']}, and the {tokenizer.name} "
-                       f"vocabulary ends at {tokenizer.vocab_size - 1}: it was made with another "
-                       f"tokenizer, or it is no file of {self.dtype} tokens")
-        self.starts, self.lengths = table["starts"], table["lengths"]           # (N,) (N,)
+        table, self.counts, largest, sha256 = scan(self)
+        name = os.path.basename(path)
+        if meta.get("sha256", {}).get(name, sha256) != sha256:
+            raise Fail(f"{path} is not what its meta.json says (the sha256 differs): delete its "
+                       "folder to prepare it again")
+        if largest >= tokenizer.vocab_size:
+            raise Fail(f"{path} holds the id {largest}, and the {tokenizer.name} vocabulary ends "
+                       f"at {tokenizer.vocab_size - 1}: it was made with another tokenizer, or it "
+                       f"is no file of {self.dtype} tokens")
+        if not len(table):
+            raise Fail(f"{path} holds no document for --block_size {block_size} and --packing "
+                       f"{packing}: name others, or prepare the data again")
+        self.starts, self.lengths = table[:, 0].copy(), table[:, 1].astype(np.int32)    # (N,) (N,)
         self.tokens = int(self.lengths.sum(dtype=np.int64))
-        self.counts = dict(zip(COUNTS, table["counts"].tolist()))
-        content = [table["digest"].tobytes(), len(self), block_size, packing]
-        self.fingerprint = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-        if not len(self):
-            how = "raise" if packing == "documents" else "lower"
-            raise Fail(f"{path} holds no document for --block_size {block_size}: {how} it, or "
-                       "prepare the data again")
+        content = repr([sha256, block_size, packing])
+        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def __len__(self):
         return len(self.starts)
@@ -134,11 +137,6 @@ class Documents:
         """-> list of bool: which tokens the task gives; None where none of the file can be given"""
         return (self.read(i) >= GIVEN).tolist() if self.dtype.itemsize > 2 else None
 
-    def text_bytes(self, i):
-        """The text of document i as it was before it was tokenised, also where it has been cut in
-        the middle of a character"""
-        return self.tokenizer.decode_bytes(self.document(i))
-
     def batch(self, ids):
         """-> x (B, L) int64, right-padded with 0, L the longest of the batch; n (B,) int64, the
         lengths; given (B, L) bool, or None where no token of the file can be given."""
@@ -154,16 +152,14 @@ class Documents:
 
     def report(self):
         """One line on what block_size does to the documents, '' where it does nothing"""
-        flag_now, parts = f"--block_size {self.block_size}", []
-        if self.counts["cut"]:
-            parts.append(f"{self.counts['cut']:,} documents longer than {flag_now} are cut")
-        if self.counts["left_out"]:
-            parts.append(f"{self.counts['left_out']:,} tasks longer than {flag_now} are left out")
-        if parts:
-            parts.append(f"--block_size {self.counts['longest']} keeps all of them whole")
-        if self.counts["empty"]:
-            parts.append(f"{self.counts['empty']:,} empty documents are left out")
-        return f"{self.path}: {'; '.join(parts)}" if parts else ""
+        now, counts = f"--block_size {self.block_size}", self.counts
+        parts = [(counts["cut"], f"documents longer than {now} are cut"),
+                 (counts["left_out"], f"tasks longer than {now} are left out"),
+                 (counts["empty"], "empty documents are left out")]
+        said = "; ".join(f"{count:,} {what}" for count, what in parts if count)
+        if counts["cut"] or counts["left_out"]:
+            said += f"; --block_size {counts['longest']} keeps all of them whole"
+        return f"{self.path}: {said}" if said else ""
 
 
 # -----------------------------------------------------------------------------
@@ -180,20 +176,15 @@ class Dataset:
 
 
 def load(dataset, data_dir="", block_size=0, tokenizer="", split="", field="text",
-         packing="documents", source="", url="", workers=0):
+         packing="documents", **more):
     """A data set, by its name (a folder data/NAME with a prepare.py), by the path of a text (.txt,
     .jsonl, .jsonl.gz), or by a folder of token files (its path, or its name in data_dir). It is
     made where it is missing.
 
     block_size 0, tokenizer "" (else a name or a Tokenizer): the set's own
     split, field        what a document is in a .txt and in a .jsonl
-    source              files to make the set from, where its prepare.py takes some
-    url, workers        of data/owt/prepare.py"""
-    for name, value, known in (("packing", packing, ["documents", "stream"]),
-                               ("split", split or "file", ["paragraph", "line", "file"])):
-        if value not in known:
-            raise Fail(f"--{name} {value}: it is one of {', '.join(known)}")
-    home, prepare = data_dir or HERE, None
+    more                for its prepare.py: source, files to make the set from; url; workers"""
+    home, prepare, options = data_dir or HERE, None, {"split": split, "field": field, **more}
     if dataset in names():
         module = importlib.import_module(f"data.{dataset}.prepare")
         prepare, tokenizer = module.prepare, tokenizer or module.TOKENIZER
@@ -201,29 +192,60 @@ def load(dataset, data_dir="", block_size=0, tokenizer="", split="", field="text
         folder = folder_of(os.path.join(home, dataset), tokenizer, module.TOKENIZER)
         if dataset == "owt" and os.path.exists(os.path.join(home, "train.bin")):
             folder = home                                   # a folder that nanoGPT made
-        if source and "source" not in inspect.signature(prepare).parameters:
-            raise Fail(f"the data set {dataset} is not made from files: leave out {source}")
     elif os.path.isfile(dataset):
         prepare = importlib.import_module("data.text.prepare").prepare
-        tokenizer, source, split = tokenizer or "bytes", dataset, split or "paragraph"
-        folder = os.path.join(home, "text", text_name(dataset, split, field, tag_of(tokenizer)))
+        tokenizer, split = tokenizer or "bytes", split or "paragraph"
+        options |= {"path": dataset, "split": split}
+        made = json.dumps([file_sha256(dataset), split, field, tag_of(tokenizer)])
+        stem = os.path.basename(dataset).split(".")[0]      # another text is another data set
+        digest = hashlib.sha256(made.encode()).hexdigest()[:8]
+        folder = os.path.join(home, "text", f"{stem}-{digest}")
     else:
         folder = next(filter(os.path.isdir, [dataset, os.path.join(home, dataset)]), "")
         if not folder:
             raise Fail(f"unknown data set {dataset!r}{nearest(dataset, names())} (known: "
                        f"{', '.join(names())}; and there is no file or folder of that name)")
-    block_size = block_size or 1024
-    if block_size < 2:
-        raise Fail(f"--block_size {block_size} is too small: a document needs room for 2 tokens")
-    with exclusive(folder, prepare):
+    make(folder, prepare, tokenizer, options)
+    return opened(dataset, folder, tokenizer, block_size or 1024, packing)
+
+
+def make(folder, prepare, tokenizer, options):
+    """Make the set unless it is there. One process does it, the others (torchrun starts many) wait
+    as long as it takes; the lock of a process that died is gone."""
+    takes = inspect.signature(prepare).parameters if prepare else {}
+    if options.get("source") and "source" not in takes:
+        raise Fail(f"{folder} is not made from files: leave out --from {options['source']}")
+    if ready(folder):
+        check_sources(folder, options)
+        return
+    if not prepare:
+        raise Fail(f"{folder} has no train.bin and val.bin, so it is no data set")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        lock = open(os.path.join(folder, ".lock"), "w")
+    except OSError as e:
+        raise Fail(f"cannot write {folder} ({e.strerror}): name another --data_dir") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not ready(folder):
-            options = dict(source=source, split=split, field=field, url=url, workers=workers)
-            takes = inspect.signature(prepare).parameters
-            options = {k: value for k, value in options.items() if value and k in takes}
+            options = {name: value for name, value in options.items() if value and name in takes}
             prepare(folder, tokenizer, **options)
-        elif source and dataset in names():
-            check_sources(folder, source, split, field)
-        return opened(dataset, folder, tokenizer, block_size, packing)
+
+
+def check_sources(folder, options):
+    """Raises Fail where the set was made from something else than what is named now."""
+    source = options.get("source")
+    if not source:
+        return
+    now = {"from": os.path.abspath(source)}
+    if os.path.exists(source):
+        now = {name: options[name] for name in ("split", "field") if options[name]}
+        now |= sources(source)
+    made = {"from": "unknown", **read_json(os.path.join(folder, "meta.json")).get("made", {})}
+    for name, value in now.items():
+        if name in made and made[name] != value:
+            raise Fail(f"{folder} was made from something else ({name}: {made[name]}, now "
+                       f"{value}): delete it to make it again, or name another --data_dir")
 
 
 def names():
@@ -240,13 +262,6 @@ def folder_of(folder, tokenizer, default):
     return os.path.join(folder, tag_of(tokenizer))
 
 
-def text_name(path, split, field, tag):
-    """STEM-HASH: another text, or other options, are another data set."""
-    made = json.dumps([file_sha256(path), split, field, tag])
-    stem = os.path.basename(path).split(".")[0]
-    return f"{stem}-{hashlib.sha256(made.encode()).hexdigest()[:8]}"
-
-
 def opened(name, folder, asked, block_size, packing):
     """What is in `folder` -> Dataset. asked: a tokenizer or its name; "": that of the set"""
     meta = read_json(os.path.join(folder, "meta.json"))
@@ -256,26 +271,25 @@ def opened(name, folder, asked, block_size, packing):
     spec = meta.get("tokenizer", {"name": "gpt2"})
     if asked and meta and tag_of(asked) not in spec.values():
         raise Fail(f"{folder} was tokenised as {spec['name']}, not as {tag_of(asked)}")
-    vocabulary = meta.get("sha256", {}).get("bpe.json")
-    if vocabulary:
-        path = os.path.join(folder, "bpe.json")
-        if not os.path.exists(path) or file_sha256(path) != vocabulary:
-            raise Fail(f"{path} is not what meta.json says: delete {folder} to prepare it again")
-        tokenizer = tokenizer_from(read_json(path))
-    else:
-        tokenizer = tokenizer_from(asked or spec)
-    shape, sides = meta.get("shape"), {}
+    tokenizer, vocabulary = asked or spec, os.path.join(folder, "bpe.json")
+    if "bpe.json" in meta.get("sha256", {}):
+        if not os.path.exists(vocabulary) or file_sha256(vocabulary) != meta["sha256"]["bpe.json"]:
+            raise Fail(f"{vocabulary} is not what meta.json says: delete {folder} to prepare it "
+                       "again")
+        tokenizer = read_json(vocabulary)
+    tokenizer, shape, sides = tokenizer_from(tokenizer), meta.get("shape"), []
     if shape:                                       # images: one after the other, all of one size
         block_size, packing = math.prod(shape), "stream"
     for side in ("train", "val"):
         path = os.path.join(folder, f"{side}.bin")
-        sides[side] = Documents(path, tokenizer, block_size, packing)
-        if shape and sides[side].size % block_size:
-            raise Fail(f"{path} has {sides[side].size:,} bytes, which are no images of "
+        documents = Documents(path, tokenizer, block_size, packing)
+        if shape and documents.size % block_size:
+            raise Fail(f"{path} has {documents.size:,} bytes, which are no images of "
                        f"{' x '.join(map(str, shape))}: delete {folder} to prepare it again")
-        if sides[side].report() and os.environ.get("RANK", "0") == "0":
-            say(sides[side].report())
-    return Dataset(name, folder, sides["train"], sides["val"], tokenizer, meta)
+        if documents.report() and os.environ.get("RANK", "0") == "0":
+            say(documents.report())
+        sides.append(documents)
+    return Dataset(name, folder, *sides, tokenizer, meta)
 
 
 # -----------------------------------------------------------------------------
@@ -286,6 +300,8 @@ class Args:
     tokenizer: str = flag("", "bytes, gpt2, bpe, bpe-SIZE, a model's folder; empty: the set's own")
     data_dir: str = flag("", "where to put it; empty: data/, beside prepare.py")
     source: str = flag("", "also written --from: files to make it from, where it is made from some")
+    split: str = flag("", "a document of a .txt: paragraph, line or file", ("", *SPLITS))
+    field: str = flag("text", "the field of a .jsonl that holds the text")
 
 
 def by_hand(name, doc, cls=Args, argv=None):

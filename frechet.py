@@ -19,18 +19,14 @@ MOST = 50_000       # training images that samples are compared with
 
 def distance(a, b):
     """The Frechet distance of the features a (N, D) and b (M, D), float64"""
-    (m1, S1), (m2, S2) = moments(a), moments(b)
+    if min(len(a), len(b)) < 2:
+        raise Fail("a Frechet distance needs two images or more: raise --num_samples")
+    S1, S2 = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
     values, vectors = np.linalg.eigh(S1)
     root = vectors * np.sqrt(values.clip(0)) @ vectors.T            # S1^(1/2)
     # S1 S2 has the eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2)
     shared = np.sqrt(np.linalg.eigvalsh(root @ S2 @ root).clip(0)).sum()
-    return float(np.square(m1 - m2).sum() + np.trace(S1) + np.trace(S2) - 2 * shared)
-
-
-def moments(x):
-    if len(x) < 2:
-        raise Fail("a Frechet distance needs two images or more: raise --num_samples")
-    return x.mean(0), np.atleast_2d(np.cov(x, rowvar=False))
+    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(S1 + S2) - 2 * shared)
 
 
 class Pixels:
@@ -63,10 +59,9 @@ class Inception:
         try:
             self.net = torch.jit.load(path, map_location=device).eval()
             self(np.zeros((2, 32, 32, 3), dtype=np.uint8))
-        except (RuntimeError, ValueError, TypeError, AttributeError, OSError) as e:
-            reason = (str(e).splitlines() or [type(e).__name__])[0]
+        except Exception as e:                          # torch raises many kinds
             raise Fail(f"--inception {path} is no TorchScript file of an Inception network "
-                       f"({reason}): get inception-2015-12-05.pt") from None
+                       f"({type(e).__name__}): get inception-2015-12-05.pt") from None
 
     @torch.no_grad()
     def __call__(self, images, size=100):
@@ -74,47 +69,40 @@ class Inception:
         features = []
         for first in range(0, len(images), size):
             x = torch.from_numpy(images[first:first + size]).permute(0, 3, 1, 2)
-            x = x.expand(-1, 3, -1, -1)                             # grey: three times the same
-            answer = self.net(x.to(self.device), return_features=True)
-            if answer.ndim != 2:
-                raise ValueError(f"it answers with a tensor of shape {tuple(answer.shape)}")
+            x = x.expand(-1, 3, -1, -1).to(self.device)             # grey: three times the same
+            answer = self.net(x, return_features=True)              # (size, D)
             features.append(answer.double().cpu().numpy())
         return np.concatenate(features)
 
 
-# -----------------------------------------------------------------------------
-# evaluate.py's table of images
-
 def first_of(documents, most, shape):
     """Up to `most` images: (N, H, W, C) uint8"""
-    ids = np.array_split(np.arange(min(most, len(documents))), 50)      # int64 for a moment
-    parts = [documents.batch(part)[0].byte() for part in ids if len(part)]
+    N, parts = min(most, len(documents)), []
+    for first in range(0, N, 1000):                                 # in int64 they are large
+        parts.append(documents.batch(range(first, min(first + 1000, N)))[0].byte())
     return torch.cat(parts).view(-1, *shape).numpy()
 
 
 def judge(path, loaded, judged, args, draw):
-    """Draw with draw(loaded, sampler, steps, args), judge and print. -> rows of evaluate.py's csv"""
+    """Draw with draw(loaded, sampler, steps, args), judge, print. -> rows of evaluate.py's csv"""
     shape = loaded.config.shape
     real = first_of(judged.train, MOST, shape)
+    features = Pixels(real)
     if args.inception:
         features = Inception(args.inception, loaded.net.head.weight.device)
-    else:
-        features = Pixels(real)
     of_real, of_val = features(real), features(first_of(judged.documents, args.num_samples, shape))
     say(f"  Frechet distance to {len(real):,} training images, in {features.name}; that of "
         f"{len(of_val):,} validation images is {distance(of_val, of_real):.4g}")
-    say("  sampler    steps   calls   distance   seconds")
-    samplers, steps = args.sampler.split(","), whole_numbers(args.steps, "steps")
+    samplers, steps, rows = args.sampler.split(","), whole_numbers(args.steps, "steps"), []
     if loaded.config.causal:
         samplers, steps = ["parallel"], [loaded.config.block_size]          # a call for each number
-    rows = []
     for how, k in itertools.product(samplers, steps):
         began = time.time()
         samples, calls = draw(loaded, how, k, args)
         images = np.array(samples, dtype=np.uint8).reshape(-1, *shape)
-        row = dict(run=path, method=loaded.args["method"], ell=loaded.code.ell, sampler=how,
-                   steps=k, calls=calls, frechet=distance(features(images), of_real),
-                   features=features.name, seconds=time.time() - began)
-        say(f"  {how:<8}{k:>8}{calls:>8.1f}{row['frechet']:>11.4g}{row['seconds']:>10.1f}")
-        rows.append(row)
+        value, seconds = distance(features(images), of_real), time.time() - began
+        say(f"  {how}, {k} steps, {calls:.1f} calls: {value:.4g} ({seconds:.1f} s)")
+        rows.append(dict(run=path, method=loaded.args["method"], ell=loaded.code.ell, sampler=how,
+                         steps=k, calls=calls, frechet=value, features=features.name,
+                         seconds=seconds))
     return rows

@@ -131,17 +131,12 @@ def angles(pos, hd, theta):
     return angle.cos(), angle.sin()
 
 
-def places(pos, shape):
-    """Places (T,) in an image -> row, column, channel: (T,) each"""
+def angles_of_images(pos, hd, theta, shape):
+    """The same for pixels: half of the frequencies turn with the row, half with the column."""
     _, width, channels = shape
     pixel = pos // channels
-    return pixel // width, pixel % width, pos % channels
-
-
-def angles_of_images(row, column, hd, theta):
-    """The same for pixels: half of the frequencies turn with the row, half with the column."""
-    rows, columns = angles(row, hd // 2, theta), angles(column, hd // 2, theta)
-    return torch.cat([rows[0], columns[0]], -1), torch.cat([rows[1], columns[1]], -1)
+    row, column = angles(pixel // width, hd // 2, theta), angles(pixel % width, hd // 2, theta)
+    return torch.cat([row[0], column[0]], -1), torch.cat([row[1], column[1]], -1)
 
 
 # -----------------------------------------------------------------------------
@@ -281,9 +276,8 @@ class Transformer(Network):
         self.code = Code(c.V, c.ell, permutation)
         self.embed = nn.Embedding(self.code.b + 2, c.n_embd // c.ell)     # the digits, mask and pad
         self.given = nn.Parameter(torch.zeros(c.n_embd))                    # added to given slots
-        if c.shape:     # rotary angles are relative: on a canvas of masks all slots would be alike
-            self.rows, self.columns, self.channels = (nn.Parameter(torch.zeros(size, c.n_embd))
-                                                      for size in c.shape)
+        if c.shape:                                 # red, green, blue
+            self.channel = nn.Parameter(torch.zeros(c.shape[2], c.n_embd))
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
         self.norm = nn.LayerNorm(c.n_embd, bias=False)
         self.head = nn.Linear(c.n_embd, c.V, bias=False)
@@ -320,15 +314,14 @@ class Transformer(Network):
         c = self.config
         hd = c.n_embd // c.n_head
         if c.shape:
-            row, column, channel = places(packed.pos, c.shape)
-            cos, sin = angles_of_images(row, column, hd, c.rope_theta)
+            cos, sin = angles_of_images(packed.pos, hd, c.rope_theta, c.shape)
         else:
             cos, sin = angles(packed.pos, hd, c.rope_theta)
         cond = None if self.time is None else self.time(wave(1000 * alpha)) # (B, n_cond)
         x = self.embed(packed.y).flatten(1)                              # (T, d): a share per digit
         x = x + packed.given * self.given
         if c.shape:
-            x = x + self.rows[row] + self.columns[column] + self.channels[channel]
+            x = x + self.channel[packed.pos % c.shape[2]]
         for block in self.blocks:
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, cond, cos, sin, packed, use_reentrant=False)

@@ -3,8 +3,7 @@
     python sample.py                                            # ten documents from out/ckpt.pt
     python sample.py --prompt 'import '                         # continue a beginning
     python sample.py --infill 'for [..] in range([..]): pass'   # fill holes of unknown length
-    python sample.py --show                                     # watch insertions and reveals in
-    the terminal
+    python sample.py --show                                     # watch it in the terminal
     python sample.py --trace out/trace.gif                      # the same as a moving picture
     python sample.py --num_samples 1000 --save samples.jsonl    # one {"text": ...} a line
     python sample.py --png grid.png --num_samples 64            # images; --trace works, too
@@ -13,6 +12,7 @@
 On a fixed canvas (mdm, prime) a hole says how many tokens it has: [..8]. How it works: sampler.py.
 """
 import json
+import re
 import time
 from dataclasses import dataclass
 
@@ -26,8 +26,7 @@ from model import pick_device
 from sampler import ORDERS, SAMPLERS, generate  # noqa: F401 (sample.generate is what others call)
 
 
-SETTINGS = ("prompt", "infill", "steps", "order", "temperature", "sampler", "window", "insertion",
-            "unmasking")        # what Loaded.generate takes
+SETTINGS = ("steps", "order", "temperature", "sampler", "window", "insertion", "unmasking")
 
 
 @dataclass
@@ -35,8 +34,9 @@ class Args:
     out_dir: str = flag("out", "a run's folder, a checkpoint, or a pretrained model's folder")
     num_samples: int = flag(10, "documents to write")
     steps: int = flag(128, "network calls")
-    sampler: str = flag("parallel", "parallel: many events a step; exact: one at a time", SAMPLERS)
-    order: str = flag("random", "which masks are revealed first", ORDERS)
+    sampler: str = flag("exact", "exact: one event at a time; parallel: many in a step", SAMPLERS)
+    order: str = flag("", "which masks are revealed first; empty: margin for short documents, "
+                      "random for long ones", ("", *ORDERS))
     temperature: float = flag(1.0, "1: what the model says; 0: always the likeliest token")
     window: int = flag(0, "reveal only the leftmost masks of this many; 0: any", low=0)
     prompt: str = flag("", "a beginning to continue")
@@ -56,48 +56,71 @@ class Args:
 
 def kept_pixels(keep, shape, seed):
     """'top', 'left' or a fraction -> (H, W) bool: the pixels that are told"""
-    H, W, _ = shape
-    kept = np.zeros((H, W), dtype=bool)
+    row, column = np.indices(shape[:2])
     if keep == "top":
-        kept[:H // 2] = True
-    elif keep == "left":
-        kept[:, :W // 2] = True
-    else:
-        try:
-            share = float(keep)
-        except ValueError:
-            share = 0
-        if not 0 < share < 1:
-            raise Fail(f"--keep {keep}: it is top, left, or a fraction such as 0.2")
-        kept = np.random.default_rng(seed).random((H, W)) < share
-    return kept
+        return row < shape[0] // 2
+    if keep == "left":
+        return column < shape[1] // 2
+    if not re.fullmatch(r"0?\.\d+", keep):
+        raise Fail(f"--keep {keep}: it is top, left, or a fraction such as 0.2")
+    return np.random.default_rng(seed).random(row.shape) < float(keep)
 
 
-def draw_images(loaded, args):
+def draw_images(loaded, settings, args):
     """A grid of images (--png), or a moving picture of how they come about (--trace)"""
     if bool(args.png) == bool(args.trace) or args.show or args.save or args.prompt or args.infill:
         raise Fail(f"{args.out_dir} draws images: save a grid with --png grid.png, or a moving "
                    "picture with --trace images.gif")
     if loaded.config.causal and args.keep not in ("", "top"):
         raise Fail("an autoregressive model goes on from above: use --keep top")
-    settings = {name: getattr(args, name) for name in SETTINGS if name not in ("prompt", "infill")}
-    settings["num_samples"] = B = min(args.num_samples, 16) if args.trace else args.num_samples
-    shape = loaded.config.shape
+    B, shape, across = args.num_samples, loaded.config.shape, 8
+    if args.trace:
+        B = min(B, 16)
     if args.keep:
         val = data.load(loaded.args["dataset"], loaded.args.get("data_dir", "")).val
         known = val.batch(np.arange(B) % len(val))[0].view(-1, *shape).byte().numpy()
-        settings |= dict(known=known, keep=kept_pixels(args.keep, shape, args.seed))
+        keep = kept_pixels(args.keep, shape, args.seed)
+        settings |= dict(known=known, keep=keep)
+    settings |= dict(num_samples=B, seed=args.seed)
     if args.trace:
-        images.save(args.trace, images.record(loaded, seed=args.seed, **settings))
-        say(f"{args.trace}: how these were drawn")
+        images.save(args.trace, images.record(loaded, **settings))
         return
-    drawn, across = loaded.images(seed=args.seed, batch_size=args.batch_size, **settings), 8
+    drawn = loaded.images(batch_size=args.batch_size, **settings)
     if args.keep:
-        told = np.where(settings["keep"][:, :, None], known, images.GREY)
+        told = np.where(keep[:, :, None], known, images.GREY).astype(np.uint8)
         drawn, across = np.stack([told, drawn, known], 1).reshape(-1, *shape), 9
         say("three columns each: what was told, painted in, the original")
-    images.save(args.png, [images.grid(drawn.astype(np.uint8), across)])
+    images.save(args.png, [images.grid(drawn, across)])
     say(f"{args.png}: {B} images")
+
+
+def play(loaded, settings, args):
+    """How a few documents come about: in the terminal (--show), as a moving picture (--trace)"""
+    film, text = movie.record(loaded, args.seed, args.num_samples, **settings)
+    if args.show:
+        movie.play(film)
+    else:
+        say(text)
+    if args.trace:
+        movie.draw_gif(args.trace, film)
+        say(f"{args.trace}: how these were written")
+
+
+def write(loaded, settings, args):
+    """Documents in the terminal, or (--save) in a file"""
+    texts, seed, began = [], args.seed, time.time()
+    while len(texts) < args.num_samples:
+        B = min(args.batch_size, args.num_samples - len(texts))
+        texts += loaded.generate(B, seed=seed, batch_size=B, **settings)
+        seed = None                                       # the first batch's seed fixes all of them
+        if args.save:
+            say(f"{len(texts)}/{args.num_samples} documents, {time.time() - began:.0f} s")
+    if not args.save:
+        say("\n".join(texts))
+        return
+    with atomic_open(args.save, encoding="utf-8") as f:
+        f.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    say(f"{args.save}: {len(texts)} documents")
 
 
 def run(argv=None):
@@ -107,37 +130,15 @@ def run(argv=None):
     if args.save and (args.show or args.trace):
         raise Fail("--save writes documents, --show and --trace draw a few: give one")
     loaded = checkpoint.load(args.out_dir, pick_device(args.device))
+    settings = {name: getattr(args, name) for name in SETTINGS}
     if loaded.config.shape:
-        return draw_images(loaded, args)
+        return draw_images(loaded, settings, args)
     if args.png or args.keep:
         raise Fail(f"{args.out_dir} writes text: --png and --keep are for images")
-    settings = {name: getattr(args, name) for name in SETTINGS}
-    began = time.time()
+    settings |= dict(prompt=args.prompt, infill=args.infill)
     if args.show or args.trace:
-        film, text = movie.record(loaded, args.seed, args.num_samples, **settings)
-        if args.show:
-            movie.play(film)
-        else:
-            say(text)
-        if args.trace:
-            movie.draw_gif(args.trace, film)
-            say(f"{args.trace}: how these were written")
-        return
-    texts, seed = [], args.seed
-    for first in range(0, args.num_samples, args.batch_size):
-        B = min(args.batch_size, args.num_samples - first)
-        texts += loaded.generate(B, seed=seed, batch_size=B, **settings)
-        seed = None                                       # the first batch's seed fixes all of them
-        if args.save:
-            say(f"{len(texts)}/{args.num_samples} documents, {time.time() - began:.0f} s")
-    if not args.save:
-        for text in texts:
-            say(text)
-        return
-    with atomic_open(args.save, encoding="utf-8") as f:
-        for text in texts:
-            f.write(json.dumps({"text": text}) + "\n")
-    say(f"{args.save}: {len(texts)} documents in {time.time() - began:.1f} s")
+        return play(loaded, settings, args)
+    write(loaded, settings, args)
 
 
 if __name__ == "__main__":

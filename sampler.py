@@ -28,7 +28,7 @@ from rates import log_marginals, restrict
 
 SURE = ("top_prob", "margin", "entropy")
 ORDERS = ("random", *SURE, "left_to_right")
-SAMPLERS = ("parallel", "exact")
+SAMPLERS = ("exact", "parallel")
 NOT_FINITE = "the network's answers are not finite numbers: this checkpoint cannot be used"
 
 
@@ -392,33 +392,6 @@ def generate_left_to_right(predict, code, B, block_size, end, temperature=1.0, s
         running &= token != end
     n = ((x == end).cumsum(1) == 0).sum(1)
     return F.pad(x, (0, block_size - x.shape[1])), n
-
-
-@torch.no_grad()
-def generate_by_blocks(predict, code, start, steps, block, temperature=0.0):
-    """LLaDA's own sampler on a fixed canvas (low-confidence remasking, semi-autoregressive: arXiv
-    2502.09992).
-    start: (y (B, L, 1), n). A row's masks are filled in blocks of `block`, from the left; each of a
-    block's steps reveals as many as are left over steps left, those whose drawn token is the most
-    probable."""
-    y, n = start[0].clone(), start[1]
-    given = below(n, y.shape[1]) & ~(y == code.mask).any(2)
-    number = (y == code.mask)[:, :, 0].cumsum(1)                             # 1, 2, .. at the masks
-    blocks = -(-int(number.max()) // block)
-    per_block = max(1, steps // max(1, blocks))
-    for b in range(blocks):
-        for i in range(per_block):
-            at = (y == code.mask)[:, :, 0] & (number <= (b + 1) * block)        # (B, L)
-            if not at.any():
-                break
-            logits, _ = predict(y, n, torch.zeros(len(y)), at, given=given)
-            token = draw_tokens(logits, y[at].to(logits.device), code, temperature)
-            sure = logits.float().softmax(1).gather(1, token[:, None])[:, 0].cpu()
-            scores = torch.zeros(at.shape).masked_scatter(at, sure)
-            new = y.masked_scatter(at[:, :, None], code.encode(token.cpu()))
-            count = -(-at.sum(1) // (per_block - i))
-            y = torch.where(highest(scores, at, count)[:, :, None], new, y)
-    return to_ids(code, y, n)
 
 
 # -----------------------------------------------------------------------------

@@ -86,8 +86,8 @@ class Args:
     # model
     block_size: int = flag(64, "the most tokens of a document", low=2)
     n_layer: int = flag(4, "blocks")
-    n_head: int = flag(3, "attention heads")
-    n_embd: int = flag(96, "width")
+    n_head: int = flag(4, "attention heads")
+    n_embd: int = flag(128, "width")
     rope_theta: float = flag(100.0, "longest period of the rotary embedding", low=1.0)
     dropout: float = flag(0.0, "dropout in the blocks", high=1.0)
     # noise and loss
@@ -107,10 +107,10 @@ class Args:
     shuffle_ids: float = flag(0.0, "ell > 1: share of ids permuted before they become digits",
                               high=1.0)
     # optimization
-    batch_size: int = flag(64, "documents per step, over all processes and pieces")
+    batch_size: int = flag(96, "documents per step, over all processes and pieces")
     gradient_accumulation_steps: int = flag(0, "pieces a process cuts its share of the batch into; "
                                             "0: as many as an 80 GB GPU needs", low=0)
-    max_iters: int = flag(1400, "steps")
+    max_iters: int = flag(2700, "steps")
     optimizer: str = flag("", "muon (AdamW outside the blocks) or adamw; empty: muon, but adamw "
                           "for LLaDA and with --fsdp", ("", "muon", "adamw"))
     learning_rate: float = flag(3e-3, "peak learning rate")

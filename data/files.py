@@ -10,8 +10,7 @@ import gzip
 import io
 import json
 import lzma
-import os
-import re
+import math
 import tarfile
 import zlib
 
@@ -19,11 +18,10 @@ from common import Fail
 
 TEXTS = (".txt", ".jsonl", ".jsonl.gz")
 ARCHIVES = (".tar", ".tar.xz", ".xz")       # of texts, or of archives of texts, as OpenWebText is
-LIMIT = 2 ** 26                             # no document, line or member of an archive is longer
+LIMIT = 2 ** 26                             # bytes of a member of an archive
 TASKS = (("question", "answer"), ("prompt", "completion"), ("prefix", "middle", "suffix"))
+XZ = b"\xfd7zXZ\0"                         # how an .xz begins
 GENERATED = ("answer", "completion", "middle")
-NO_CONTENT = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE,
-              tarfile.FIFOTYPE)
 
 
 def documents(path, split="paragraph", field="text"):
@@ -32,17 +30,18 @@ def documents(path, split="paragraph", field="text"):
         if path.endswith(ARCHIVES):
             yield from members(raw if path.endswith(".tar") else lzma.open(raw), path)
             return
-        lines = read_lines(gzip.open(raw) if path.endswith(".gz") else raw, path)
-        if path.endswith((".jsonl", ".jsonl.gz")):
+        if not path.endswith(TEXTS):
+            raise Fail(f"{path} has no suffix that can be read: {', '.join(TEXTS)}")
+        content = gzip.open(raw) if path.endswith(".gz") else raw
+        lines = io.TextIOWrapper(content, encoding="utf-8-sig")
+        if not path.endswith(".txt"):
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield json_document(line, field, f"{path} line {number}")
-        elif not path.endswith(".txt"):
-            raise Fail(f"{path} has no suffix that can be read: {', '.join(TEXTS)}")
         elif split == "line":
             yield from (line.rstrip("\n") for line in lines)
         else:
-            yield from paragraphs(lines, path, split)
+            yield from paragraphs(lines, split)
 
 
 @contextlib.contextmanager
@@ -60,27 +59,15 @@ def intact(path):
         raise Fail(f"cannot read {path}: {e.strerror or e}") from None
 
 
-def read_lines(raw, path):
-    text = io.TextIOWrapper(raw, encoding="utf-8-sig")
-    while line := text.readline(LIMIT):
-        if len(line) == LIMIT:
-            raise Fail(f"{path} has a line of {LIMIT:,} characters or more: break it up")
-        yield line
-
-
-def paragraphs(lines, path, split):
+def paragraphs(lines, split):
     """Documents between blank lines; split "file": all lines are one document"""
-    found, size = [], 0
+    found = []
     for line in lines:
-        if split == "paragraph" and not line.strip():
+        if split == "file" or line.strip():
+            found.append(line)
+        else:
             yield "".join(found).strip("\n")
-            found, size = [], 0
-            continue
-        found.append(line)
-        size += len(line)
-        if size > LIMIT:
-            raise Fail(f"{path} has a document of more than {LIMIT:,} characters: use --split line "
-                       "or --split paragraph")
+            found = []
     yield "".join(found).strip("\n")
 
 
@@ -91,59 +78,40 @@ def json_document(line, field, where):
     except (ValueError, RecursionError):
         raise Fail(f"{where} is not JSON: every line must be an object such as "
                    f'{{"{field}": "..."}}') from None
-    texts = {}
-    if isinstance(value, dict):
-        texts = {key: text for key, text in value.items() if isinstance(text, str)}
+    pairs = value.items() if isinstance(value, dict) else ()
+    texts = {key: text for key, text in pairs if isinstance(text, str)}
     if field in texts:
         return texts[field]
     for keys in TASKS:
-        if all(key in texts for key in keys):
+        if texts.keys() >= set(keys):
             if "question" in keys:
                 texts["question"] += "\n"
             return [(texts[key], key not in GENERATED) for key in keys]
-    hint = ""
-    if texts:
-        hint = f": it has {', '.join(texts)[:100]}, so name one with --field"
-    raise Fail(f"{where} has no text in the field {field!r}{hint}")
+    names = ", ".join(texts)[:100] or "no texts"
+    raise Fail(f"{where} has no text in the field {field!r}: it has {names}, so name one with "
+               "--field")
 
 
-def members(stream, name, most=float("inf")):
+def members(stream, name, most=math.inf):
     """The texts of a tar, in order, and its .xz members as (name, bytes). most: bytes in all.
 
     Of tarfile only the headers are used. It would follow a name or a PAX header of gigabytes into
     memory, and takes a damaged header, or a file that just stops, for the end of an archive. Here a
     member of any kind has at most LIMIT bytes, and nothing is ever written under its name."""
-    long_name = ""
-    while True:
-        header = stream.read(512)
-        if header and not header.strip(b"\0"):
-            break                                           # zeros end an archive
-        try:
-            info = tarfile.TarInfo.frombuf(header, "utf-8", "replace")
-        except tarfile.HeaderError as e:
-            raise tarfile.ReadError(f"{e}, and no end-of-archive mark") from None
-        if info.type in NO_CONTENT:
-            continue
+    while (header := stream.read(512)) == b"" or header.strip(b"\0"):       # zeros end an archive
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "replace")          # or raises a TarError
         most -= info.size
         if not 0 <= info.size <= LIMIT or most < 0:
             raise Fail(f"{name}: {info.name!r} unpacks to more than an archive of texts should "
                        f"({info.size:,} bytes)")
-        content, padding = stream.read(info.size), -info.size % 512
-        if len(content) < info.size or len(stream.read(padding)) < padding:
+        blocks = stream.read(info.size + -info.size % 512)
+        if len(blocks) < info.size or len(blocks) % 512:
             raise tarfile.ReadError("unexpected end of data")
-        if info.type == tarfile.GNUTYPE_LONGNAME:           # names the next member
-            long_name = content.rstrip(b"\0").decode("utf-8", "replace")
-        elif info.type == tarfile.XHDTYPE:                  # may name the next member
-            found = re.search(rb"\d path=(.*)\n", content)
-            long_name = found[1].decode("utf-8", "replace") if found else ""
-        if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            continue
-        path, long_name = long_name or info.name, ""
-        if os.path.basename(path).startswith("."):
-            continue
-        if path.endswith(".xz") and most == float("inf"):
-            yield f"{name}: {path}", content
-        else:
-            yield content.decode("utf-8", "replace")
+        content = blocks[:info.size]
+        if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            if content.startswith(XZ):
+                yield f"{name}: {info.name}", content
+            else:
+                yield content.decode("utf-8", "replace")
     if len(stream.read(2 ** 20)) == 2 ** 20:                # also: reading to the end checks an .xz
         raise tarfile.ReadError("it goes on after its end")

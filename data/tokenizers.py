@@ -21,12 +21,12 @@ from retrofit import tokenizer as hub
 
 class Tokenizer:
     """`encoding`: a tiktoken.Encoding, or what looks like one. `eot` ends a document; no text has
-    it."""
+    it. `tag`: the name, for trained and pretrained ones with a hash. `ranks`: the tokens of a
+    trained one, as bytes."""
 
     def __init__(self, name, encoding, vocab_size, eot, tag="", ranks=()):
         self.name, self.encoding, self.vocab_size, self.eot = name, encoding, vocab_size, eot
-        self.tag = tag or name      # names folders; with a hash for trained and pretrained ones
-        self.ranks = ranks          # of a trained one: its tokens, as bytes
+        self.tag, self.ranks = tag or name, ranks
 
     def encode(self, text):
         """Ordinary text only: '<|endoftext|>' in a text is thirteen characters, no symbol."""
@@ -51,10 +51,9 @@ class Tokenizer:
     @functools.cached_property
     def blank_line(self):
         """The ids between a and b in 'a\\n\\nb'; [] where a blank line has no ids of its own"""
-        try:
-            ids = self.encode("a\n\nb")[1:-1]
-        except Fail:
+        if isinstance(self.encoding, Numbers):
             return []
+        ids = self.encode("a\n\nb")[1:-1]
         return ids if self.decode(ids) == "\n\n" else []
 
 
@@ -86,19 +85,17 @@ def tokenizer_from(spec):
     """A name or a spec -> Tokenizer. Raises Fail for an unknown name, and for an untrained BPE."""
     if isinstance(spec, Tokenizer):
         return spec
-    spec = spec if isinstance(spec, dict) else {"name": spec}
-    name = str(spec.get("name"))
-    if "ranks" in spec:
-        return trained(name, spec["ranks"])
+    if isinstance(spec, dict) and "ranks" in spec:
+        return trained(spec.get("name"), spec["ranks"])
+    name = str(spec.get("name") if isinstance(spec, dict) else spec)
     if name == "bytes":
         return Tokenizer(name, Utf8(), 256, 0)
     if name == "gpt2":
         return Tokenizer(name, gpt2(), 50257, 50256)
-    if re.fullmatch(r"numbers-[1-9]\d{0,8}", name):
-        last = int(name.removeprefix("numbers-")) - 1
-        return Tokenizer(name, Numbers(last), last + 1, last)
-    if re.fullmatch(r"intensities-[1-9]\d{0,2}", name):
-        V = int(name.removeprefix("intensities-"))
+    if found := re.fullmatch(r"(numbers|intensities)-([1-9]\d{0,8})", name):
+        V = int(found[2])
+        if found[1] == "numbers":
+            return Tokenizer(name, Numbers(V - 1), V, V - 1)
         return Tokenizer(name, Numbers(V), V, -1)
     if os.path.exists(os.path.join(name, "tokenizer.json")):
         return Tokenizer(name, *hub.load(name), tag_of(name))
@@ -111,33 +108,27 @@ def tokenizer_for(tokenizer, texts):
     size = bpe_size(tokenizer)
     if not size:
         return tokenizer_from(tokenizer)
-    if not 257 <= size <= 2 ** 16:
-        raise Fail(f"--tokenizer {tokenizer}: the size must be between 257 and 65536")
     ranks = train(texts, size - 1)                  # the last id is the end of text
     return trained(f"bpe-{size}", [token.hex() for token in ranks])
 
 
 def bpe_size(tokenizer):
     """'bpe' -> 1024, 'bpe-2048' -> 2048, anything else -> 0"""
-    if not isinstance(tokenizer, str):
-        return 0
-    found = re.fullmatch(r"bpe(?:-(\d{1,9}))?", tokenizer)
+    found = re.fullmatch(r"bpe(?:-(\d{1,9}))?", str(tokenizer))
     return int(found[1] or 1024) if found else 0
 
 
 def trained(name, ranks):
     """A byte-level BPE from its tokens, hexadecimal, by rank. The id after the last ends a text."""
     try:
-        tokens = [bytes.fromhex(token) for token in ranks]
+        tokens = {bytes.fromhex(token): rank for rank, token in enumerate(ranks)}
     except (TypeError, ValueError):
-        tokens = []
-    unique = set(tokens)
-    if len(unique) < len(tokens) or not {bytes([b]) for b in range(256)} <= unique:
+        tokens = {}
+    if not tokens.keys() >= {bytes([b]) for b in range(256)} or len(tokens) < len(ranks):
         raise Fail(f"the vocabulary of the tokenizer {name!r} is damaged: prepare the data again")
-    encoding = tiktoken.Encoding(name, pat_str=PATTERN, special_tokens={},
-                                 mergeable_ranks={token: rank for rank, token in enumerate(tokens)})
-    tag = f"{name}-{hashlib.sha256(repr(tokens).encode()).hexdigest()[:8]}"
-    return Tokenizer(name, encoding, len(tokens) + 1, len(tokens), tag, tokens)
+    encoding = tiktoken.Encoding(name, pat_str=PATTERN, special_tokens={}, mergeable_ranks=tokens)
+    tag = f"{name}-{hashlib.sha256(repr(list(tokens)).encode()).hexdigest()[:8]}"
+    return Tokenizer(name, encoding, len(tokens) + 1, len(tokens), tag, list(tokens))
 
 
 @functools.cache
@@ -156,13 +147,11 @@ def gpt2():
 
 def tag_of(tokenizer):
     """A Tokenizer or a name -> what names its folders: bpe -> bpe-1024, MODEL -> MODEL-HASH"""
-    if isinstance(tokenizer, Tokenizer):
-        return tokenizer.tag
     if bpe_size(tokenizer):
         return f"bpe-{bpe_size(tokenizer)}"
-    path = os.path.join(tokenizer, "tokenizer.json")
-    if os.path.exists(path):
-        with open(path, "rb") as f:
-            digest = hashlib.sha256(f.read()).hexdigest()
-        return f"{os.path.basename(os.path.abspath(tokenizer))}-{digest[:8]}"
-    return tokenizer_from(tokenizer).tag
+    path = os.path.join(str(tokenizer), "tokenizer.json")
+    if not os.path.exists(path):
+        return tokenizer_from(tokenizer).tag
+    with open(path, "rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    return f"{os.path.basename(os.path.abspath(tokenizer))}-{digest[:8]}"

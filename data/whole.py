@@ -17,48 +17,38 @@ from data.files import documents
 from data.writing import encode, plain, stored, token_type, write_json
 
 
-def replace(text, *pairs):
-    for old, new in pairs:
-        text = text.replace(old, new)
+def attach(marks):
+    """Rules that make 'a , b' into 'a, b'"""
+    return [(rf" [{mark}] ", f"{mark} ") for mark in marks]
+
+
+def inside(pairs):
+    """Rules that make '( a )' into '(a)'"""
+    return [(rf"\{left}\s*([^\{right}]*?)\s*\{right}", rf"{left}\1{right}")
+            for left, right in pairs]
+
+
+# what is replaced by what, one after the other
+DETOKENIZERS = {
+    "wikitext": [
+        ("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (r" @\.@ ", "."), *attach(":;.!?,"),
+        *inside(["()", "[]", "{}", '""', "''"]), ("= = = =", "===="), ("= = =", "==="),
+        ("= =", "=="), (" ° ", "°"), (" \n", "\n"), ("\n ", "\n"), (" N ", " 1 "), (" 's", "'s")],
+    "ptb": [
+        (" 's", "'s"), ("s ' ", "s' "), (" n't", "n't"), (" \n ", "\n"), (r"\\/", "/"),
+        (" N(?= )", " 1"), (r"\$ 1", "$1"), ("# 1", "#1"), ("<unk>", "?")],
+    "lm1b": [
+        ("http : / / ", "http://"), ("https : / / ", "https://"), (r" '(\w+)", r"'\1"),
+        (r" (\w+) \. ", r" \1. "), (r" (\w+) \.$", r" \1."), *attach("?!"), (" ([?!])$", r"\1"),
+        *attach(",:;"), (" / ", "/"), (r'" ([^"]+) "', r'"\1"'), ("' ([^']+) '", r"'\1'"),
+        (r"\( ([^\(\)]+) \)", r"(\1)"), (r"\[ ([^\[\]]+) \]", r"[\1]"), (r"\$ ", "$"),
+        ("£ ", "£")]}
+
+
+def undo(text, name):
+    for marked, ordinary in DETOKENIZERS.get(name, []):
+        text = re.sub(marked, ordinary, text)
     return text
-
-
-def attach(text, marks):
-    """'a , b' -> 'a, b' for each of the marks, one after the other"""
-    return replace(text, *((f" {mark} ", f"{mark} ") for mark in marks))
-
-
-def wikitext(text):
-    text = replace(text, ("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."))
-    text = attach(text, ":;.!?,")
-    for left, right in ("()", "[]", "{}", '""', "''"):
-        inside = rf"\{left}\s*([^\{right}]*?)\s*\{right}"
-        text = re.sub(inside, rf"{left}\1{right}", text)
-    text = replace(text, ("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (" ° ", "°"))
-    return replace(text, (" \n", "\n"), ("\n ", "\n"), (" N ", " 1 "), (" 's", "'s"))
-
-
-def ptb(text):
-    text = replace(text, (" 's", "'s"), ("s ' ", "s' "), (" n't", "n't"), (" \n ", "\n"))
-    text = text.replace("\\/", "/")
-    while " N " in text:                            # a number; neighbours share a space
-        text = text.replace(" N ", " 1 ")
-    return replace(text, ("$ 1", "$1"), ("# 1", "#1"), ("<unk>", "?"))
-
-
-def lm1b(text):
-    text = replace(text, ("http : / / ", "http://"), ("https : / / ", "https://"))
-    for old, new in ((r" '(\w+)", r"'\1"), (r" (\w+) \. ", r" \1. "), (r" (\w+) \.$", r" \1.")):
-        text = re.sub(old, new, text)
-    text = re.sub(r" ([?!])$", r"\1", attach(text, "?!"))
-    text = replace(attach(text, ",:;"), (" / ", "/"))
-    for old, new in ((r'" ([^"]+) "', r'"\1"'), (r"' ([^']+) '", r"'\1'"),
-                     (r"\( ([^\(\)]+) \)", r"(\1)"), (r"\[ ([^\[\]]+) \]", r"[\1]")):
-        text = re.sub(old, new, text)
-    return replace(text, ("$ ", "$"), ("£ ", "£"))
-
-
-DETOKENIZERS = {"wikitext": wikitext, "ptb": ptb, "lm1b": lm1b}
 
 
 def load(path, tokenizer, block_size, split="paragraph", field="text", packing="documents",
@@ -66,19 +56,15 @@ def load(path, tokenizer, block_size, split="paragraph", field="text", packing="
     """-> data.Documents, and words per byte: words of the file as it is, bytes of what is judged"""
     if not os.path.isfile(path):
         raise Fail(f"--whole reads a file, and {path} is none: name one with --dataset")
-    undo = DETOKENIZERS.get(detokenize, str)
-    words, size, encoded = 0, 0, []
-    for document in documents(path, split, field):
-        words += len(plain(document).split())
-        if isinstance(document, str):               # a task has no marks
-            document = undo(document)
-        size += len(plain(document).encode())
-        encoded.append(encode(document, tokenizer))
-    tasks = any(given is not None for _, given in encoded)
-    dtype = token_type(tokenizer, tasks)
+    marked = list(documents(path, split, field))
+    words = sum(len(plain(document).split()) for document in marked)
+    found = [undo(d, detokenize) if isinstance(d, str) else d for d in marked]  # tasks have none
+    size = sum(len(plain(document).encode()) for document in found)
+    encoded = [encode(document, tokenizer) for document in found]
+    dtype = token_type(tokenizer, tasks=any(given is not None for _, given in encoded))
     with tempfile.TemporaryDirectory() as folder:   # what has been opened can still be read
-        bin = os.path.join(folder, "whole.bin")
-        with open(bin, "wb") as f:
+        path = os.path.join(folder, "whole.bin")
+        with open(path, "wb") as f:
             f.writelines(stored(ids, given, tokenizer, dtype) for ids, given in encoded)
         write_json(os.path.join(folder, "meta.json"), {"dtype": dtype})
-        return data.Documents(bin, tokenizer, block_size, packing), words / max(1, size)
+        return data.Documents(path, tokenizer, block_size, packing), words / max(1, size)

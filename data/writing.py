@@ -1,4 +1,5 @@
-"""Documents -> a data set: a folder with train.bin, val.bin and, written last, meta.json.
+"""Documents -> a data set: a folder with train.bin, val.bin and meta.json. While they are written,
+and after a kill, it also has a file `unfinished`.
 
     train, val = split(texts, share=0.05)
     write_texts(folder, train, val, "bpe", made={"from": "my texts"})
@@ -7,8 +8,6 @@ A document is a text, or a task: a list of parts, (text, is it given?). A hash o
 whether it is validation data, so that the split depends neither on the order of documents nor on
 where they came from.
 """
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -17,11 +16,13 @@ import numpy as np
 
 from common import Fail, atomic_open, say
 from data.chunks import GIVEN
-from data.tokenizers import tokenizer_for
+from data.tokenizers import tag_of, tokenizer_for, tokenizer_from
+
+INTENSITIES = "intensities-256"     # the tokenizer of images
 
 
 # -----------------------------------------------------------------------------
-# documents -> token files
+# documents -> tokens
 
 def text_hash(text):
     """A number below 2^64 that depends on the text alone"""
@@ -49,13 +50,16 @@ def split(documents, share):
 def encode(document, tokenizer):
     """-> ids, and given, a bool for each, or None where the document is no task"""
     if isinstance(document, str):
-        return np.array(tokenizer.encode(document), dtype=np.uint32), None
-    parts = [tokenizer.encode(text) for text, _ in document]
-    given = np.repeat([is_given for _, is_given in document], [len(ids) for ids in parts])
-    return np.concatenate(parts).astype(np.uint32), given
+        return tokenizer.encode(document), None
+    ids, given = [], []
+    for text, is_given in document:
+        part = tokenizer.encode(text)
+        ids += part
+        given += [is_given] * len(part)
+    return ids, given
 
 
-def token_type(tokenizer, tasks):
+def token_type(tokenizer, tasks=False):
     return "<u4" if tasks or tokenizer.vocab_size > 2 ** 16 else "<u2"
 
 
@@ -65,67 +69,76 @@ def stored(ids, given, tokenizer, dtype):
         return b""
     tokens = np.append(ids, tokenizer.eot).astype(np.int64)
     if given is not None:
-        tokens[:-1][np.array(given, dtype=bool)] += GIVEN
+        tokens[:-1] += GIVEN * np.array(given, dtype=np.int64)
     return tokens.astype(dtype).tobytes()
 
 
-def write(folder, sides, tokenizer, made, anchors=True):
-    """Make a data set.
-
-    sides       {"train": [(ids, given), ...], "val": [...]}: ids without the end of text; given:
-                for each id whether the task gives it, or None
-    tokenizer   a Tokenizer
-    made        a dict for meta.json: what the set was made from
-    anchors     False: a hole between given tokens may be empty, so it does not begin with a mask
-                (see interpolant.anchors_of)"""
-    tasks = any(given is not None for documents in sides.values() for _, given in documents)
-    dtype, counts = token_type(tokenizer, tasks), {}
-    with unfinished(folder):
-        for side, documents in sides.items():
-            contents = [stored(ids, given, tokenizer, dtype) for ids, given in documents]
-            counts[side] = sum(map(bool, contents))
-            if not counts[side]:
-                raise Fail(f"{folder}: no document for {side}.bin holds a token")
-            with atomic_open(os.path.join(folder, f"{side}.bin"), "wb") as f:
-                f.writelines(contents)
-        finish(folder, counts, tokenizer, dtype, made, anchors)
-    empty = sum(map(len, sides.values())) - sum(counts.values())
-    if empty:
-        say(f"{folder}: {empty:,} documents without a token to learn were left out")
-
+# -----------------------------------------------------------------------------
+# tokens -> a data set
 
 def write_texts(folder, train, val, tokenizer, made):
-    """The same for documents. tokenizer: a Tokenizer or a name; "bpe" is trained on `train`."""
+    """Make a data set of documents. tokenizer: a Tokenizer or a name; "bpe" is trained on `train`.
+    made: a dict for meta.json: what the set was made from"""
     tokenizer = tokenizer_for(tokenizer, [plain(document) for document in train])
-    sides = {}
-    for side, documents in (("train", train), ("val", val)):
-        sides[side] = [encode(document, tokenizer) for document in documents]
+    sides = {"train": [encode(document, tokenizer) for document in train],
+             "val": [encode(document, tokenizer) for document in val]}
     write(folder, sides, tokenizer, made)
 
 
-@contextlib.contextmanager
-def unfinished(folder):
-    """While a set is being written, and after a kill, its folder has a file `unfinished`."""
-    mark = os.path.join(folder, "unfinished")
-    with atomic_open(mark):
-        pass
-    yield
-    os.unlink(mark)
+def write(folder, sides, tokenizer, made, anchors=True):
+    """The same for tokens.
+
+    sides       {"train": [(ids, given), ...], "val": [...]}: ids without the end of text; given:
+                for each id whether the task gives it, or None
+    anchors     False: a hole between given tokens may be empty, so it does not begin with a mask
+                (see interpolant.anchors_of)"""
+    tasks = any(given is not None for documents in sides.values() for _, given in documents)
+    dtype = token_type(tokenizer, tasks)
+    bins, counts = {}, {}
+    for side, documents in sides.items():
+        bins[side] = [stored(ids, given, tokenizer, dtype) for ids, given in documents]
+        counts[side] = sum(map(bool, bins[side]))
+        if not counts[side]:
+            raise Fail(f"{folder}: no document for {side}.bin holds a token")
+        if counts[side] < len(documents):
+            say(f"{len(documents) - counts[side]:,} documents without a token are left out")
+    fill(folder, bins)
+    finish(folder, counts, tokenizer, dtype, made, anchors=anchors)
 
 
-def finish(folder, counts, tokenizer, dtype, made, anchors=True, **more):
+def write_images(folder, tokenizer, sides, made):
+    """The same for images. A document is an image: H x W x C intensities of 0 to 255, row by row,
+    channels last. All have the same length, so no end of text stands between them; meta.json has
+    the "shape". sides: {"train": [images, ...], "val": [...]}, each (N, H, W, C) uint8"""
+    if tag_of(tokenizer) != INTENSITIES:
+        raise Fail(f"images are no text: leave out --tokenizer {tag_of(tokenizer)}")
+    fill(folder, {side: map(np.ndarray.tobytes, parts) for side, parts in sides.items()})
+    shape = sides["val"][0].shape[1:]
+    counts = {side: sum(map(len, parts)) for side, parts in sides.items()}
+    finish(folder, counts, tokenizer_from(tokenizer), "|u1", made, shape=shape)
+
+
+def fill(folder, bins):
+    """bins: {"train": the content of train.bin, ...}: iterables of bytes"""
+    write_json(os.path.join(folder, "unfinished"), {})
+    for side, contents in bins.items():
+        with open(os.path.join(folder, f"{side}.bin"), "wb") as f:
+            f.writelines(contents)
+
+
+def finish(folder, counts, tokenizer, dtype, made, **more):
     """The bins are written: add the vocabulary and meta.json. counts: {"train": documents, ...}"""
-    names, tokens = ["train.bin", "val.bin"], {}
+    names, width = ["train.bin", "val.bin"], np.dtype(dtype).itemsize
+    tokens = {side: os.path.getsize(os.path.join(folder, f"{side}.bin")) // width
+              for side in counts}
     if tokenizer.ranks:
         names.append("bpe.json")
         write_json(os.path.join(folder, "bpe.json"), tokenizer.spec())
-    for side in counts:
-        size = os.path.getsize(os.path.join(folder, f"{side}.bin"))
-        tokens[side] = size // np.dtype(dtype).itemsize
-    sha256 = {name: file_sha256(os.path.join(folder, name)) for name in names}
     write_json(os.path.join(folder, "meta.json"), {
         "made": made, "tokenizer": {"name": tokenizer.name, "tag": tokenizer.tag}, "dtype": dtype,
-        "anchors": anchors, "documents": counts, "tokens": tokens, "sha256": sha256, **more})
+        "documents": counts, "tokens": tokens,
+        "sha256": {name: file_sha256(os.path.join(folder, name)) for name in names}, **more})
+    os.unlink(os.path.join(folder, "unfinished"))
     say(f"{sum(counts.values()):,} documents, {counts['val']:,} of them for validation; "
         f"{sum(tokens.values()):,} tokens ({tokenizer.tag})")
 
@@ -135,13 +148,12 @@ def finish(folder, counts, tokenizer, dtype, made, anchors=True, **more):
 
 def ready(folder):
     """Are both token files there, and complete?"""
-    here = [f for f in ("train.bin", "val.bin") if os.path.exists(os.path.join(folder, f))]
     if os.path.exists(os.path.join(folder, "unfinished")):
         return False
-    if len(here) == 1:
-        missing = "val.bin" if here == ["train.bin"] else "train.bin"
-        raise Fail(f"{folder} has {here[0]} but no {missing}: put it there, or delete the other")
-    return len(here) == 2
+    here = [os.path.exists(os.path.join(folder, name)) for name in ("train.bin", "val.bin")]
+    if any(here) and not all(here):
+        raise Fail(f"{folder} has one of train.bin and val.bin: add the other, or delete the one")
+    return all(here)
 
 
 def sources(path):
@@ -153,41 +165,6 @@ def sources(path):
     return {"from": os.path.abspath(path), "files": len(files), "bytes": size}
 
 
-def check_sources(folder, source, split, field):
-    """Raises Fail where the set in `folder` was made from something else than what is named now."""
-    made = read_json(os.path.join(folder, "meta.json")).get("made", {})
-    now = {"from": os.path.abspath(source)}
-    if os.path.exists(source):
-        now = sources(source)
-        if "split" in made:                         # images have neither
-            now |= {"field": field, "split": split or made["split"]}
-    for key, value in now.items():
-        if made.get(key) != value:
-            raise Fail(f"{folder} was made from something else ({key}: {made.get(key, 'unknown')}, "
-                       f"now {value}): delete it to make it again, or name another --data_dir")
-
-
-@contextlib.contextmanager
-def exclusive(folder, prepare):
-    """One process makes a data set, the others (torchrun starts many) wait as long as it takes. The
-    lock of a process that died is gone. A folder that is only read needs no lock."""
-    if not prepare and not ready(folder):
-        raise Fail(f"{folder} has no train.bin and val.bin, so it is no data set")
-    try:
-        os.makedirs(folder, exist_ok=True)
-        lock = open(os.path.join(folder, ".lock"), "w")
-    except OSError as e:
-        if not ready(folder):
-            raise Fail(f"cannot write {folder} ({e.strerror}): name another --data_dir") from None
-        lock = None
-    if lock is None:
-        yield
-        return
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def write_json(path, value):
     with atomic_open(path) as f:
         json.dump(value, f, indent=1)
@@ -197,10 +174,9 @@ def read_json(path):
     """A dict, empty where there is none to read"""
     try:
         with open(path) as f:
-            value = json.load(f)
-    except (OSError, ValueError, RecursionError):
+            return json.load(f)
+    except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def file_sha256(path):

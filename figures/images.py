@@ -10,6 +10,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import checkpoint
@@ -36,7 +37,7 @@ def save(path, pictures):
     """Write pictures (height, width, 3): one as a .png, several as a .gif"""
     first, *others = map(Image.fromarray, pictures)
     with atomic_open(path, "wb") as f:
-        if path.endswith(".gif"):
+        if str(path).endswith(".gif"):
             durations = [100] * len(others) + [3000]
             first.save(f, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
         else:
@@ -68,9 +69,6 @@ def record(loaded, num_samples=16, most=100, **settings):
     return [grid(expected(loaded.code, y, shape), across=4) for y in states]
 
 
-# -----------------------------------------------------------------------------
-# the script
-
 @dataclass
 class Args:
     out_dir: str = flag("out", "runs, separated by commas")
@@ -80,37 +78,22 @@ class Args:
     device: str = flag("auto", "auto, cpu, cuda, mps")
 
 
-def name_of(loaded):
-    name = loaded.args["method"]
-    if loaded.code.ell > 1:
-        name += f"\nell {loaded.code.ell}"
-        if loaded.code.permutation is not None:
-            name += f", {loaded.args.get('code', '')}"
-    return name
-
-
 def run(argv=None):
     args = parse(Args, __doc__, argv)
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     paths, steps = args.out_dir.split(","), whole_numbers(args.steps, "steps")
-    size = 2 * len(steps) + 0.5, 2 * len(paths) + 0.3
-    figure, axes = plt.subplots(len(paths), len(steps), figsize=size, dpi=100, squeeze=False)
-    for row, path in zip(axes, paths):
+    figure = Figure((2 * len(steps) + 0.5, 2 * len(paths) + 0.3), layout="tight")
+    for row, path in zip(figure.subplots(len(paths), len(steps), squeeze=False), paths):
         loaded = checkpoint.load(path, pick_device(args.device))
         if not loaded.config.shape:
             raise Fail(f"{path} draws no images: name runs on glyphs, cifar10 or imagenet32")
-        drawn = None
         for axis, k in zip(row, steps):
-            if drawn is None or not loaded.config.causal:   # ar always takes a step for each number
-                drawn = loaded.images(16, steps=k, seed=args.seed)
-            axis.imshow(grid(drawn, across=4))
+            if loaded.config.causal:                    # takes a step for each number
+                k = loaded.config.block_size
+            axis.imshow(grid(loaded.images(16, steps=k, seed=args.seed), across=4))
             axis.set(xticks=[], yticks=[])
-            text = f"{loaded.config.block_size} steps" if loaded.config.causal else f"{k} steps"
-            axis.set_title(text, fontsize=8)
-        row[0].set_ylabel(name_of(loaded))
-    figure.tight_layout()
+            axis.set_title(f"{k} steps", fontsize=8)
+        kind = loaded.args["method"], f"ell {loaded.code.ell}", loaded.args.get("code", "")
+        row[0].set_ylabel("\n".join(filter(None, kind)))
     with atomic_open(args.png, "wb") as f:
         figure.savefig(f, format="png")
     say(args.png)

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 import interpolant
 import rates
@@ -39,7 +41,7 @@ class Args:
 
 def save(figure, path):
     with atomic_open(path, "wb") as f:
-        figure.savefig(f, format="png", dpi=100)
+        figure.savefig(f, format="png")
     say(path)
 
 
@@ -62,21 +64,20 @@ def measured_idle(steps, L, ell, V=256):
 
 
 def figure_idle(path, L=1024, sizes=(256, 512, 1024, 2048)):
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(5.5, 3.6))
-    say(f"idle steps of T for {L} tokens: formula / one run")
-    say("  ell" + "".join(f"{f'T = {T}':>16}" for T in sizes))
+    figure = Figure((5.5, 3.6), layout="tight")
+    axes = figure.subplots()
+    say(f"idle steps of T = {sizes} for {L} tokens: formula / one run")
     for ell in (1, 2, 4, 8):
         formula = [idle_steps(LINEAR, T, L, ell) for T in sizes]
         measured = [measured_idle(T, L, ell) for T in sizes]
-        say(f"  {ell:>3}" + "".join(f"{a:>9.1f} / {b:<4}" for a, b in zip(formula, measured)))
+        pairs = [f"{a:9.1f} / {b}" for a, b in zip(formula, measured)]
+        say(f"  ell {ell}", *pairs)
         line, = axes.plot(sizes, formula, label=f"ell = {ell}")
         axes.plot(sizes, measured, "o", color=line.get_color())
     axes.set(xlabel="sampling steps", ylabel="steps that reveal nothing", xscale="log",
              xticks=sizes, xticklabels=sizes, title=f"{L} tokens: formula (lines), one run (dots)")
     axes.minorticks_off()
     axes.legend(frameon=False)
-    figure.tight_layout()
     save(figure, path)
 
 
@@ -85,13 +86,11 @@ def figure_idle(path, L=1024, sizes=(256, 512, 1024, 2048)):
 
 def picture(side=512):
     """A distribution of two tokens, (side, side) float64 that sums to 1: rendered text"""
-    import matplotlib.pyplot as plt
-    figure = plt.figure(figsize=(side / 100, side / 100), dpi=100)
-    for text, height, size in (("any", 0.72, 120), ("order", 0.35, 105)):
-        figure.text(0.5, height, text, ha="center", va="center", fontsize=size, weight="bold")
-    figure.canvas.draw()
-    ink = 255.0 - np.asarray(figure.canvas.buffer_rgba(), dtype=np.float64)[:, :, 0]
-    plt.close(figure)
+    figure = Figure((side / 100, side / 100), dpi=100)
+    figure.text(0.5, 0.5, "any\norder", ha="center", va="center", fontsize=110, weight="bold")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    ink = 255.0 - np.asarray(canvas.buffer_rgba(), dtype=np.float64)[:, :, 0]
     return torch.from_numpy(ink / ink.sum())
 
 
@@ -103,11 +102,11 @@ class Pair(nn.Module):
         self.code, self.independent = code, independent
         self.embed = nn.Embedding(code.b + 1, width // code.ell)
         answer = code.ell * code.b if independent else code.V
-        self.net = nn.Sequential(
-            nn.Linear(2 * code.ell * (width // code.ell), width), nn.SiLU(),
-            nn.Linear(width, width), nn.SiLU(),
-            nn.Linear(width, width), nn.SiLU(),
-            nn.Linear(width, 2 * answer))
+        layers, size = [], 2 * code.ell * (width // code.ell)
+        for _ in range(3):
+            layers += [nn.Linear(size, width), nn.SiLU()]
+            size = width
+        self.net = nn.Sequential(*layers, nn.Linear(width, 2 * answer))
 
     def forward(self, y, n, t, at, given=None):
         code = self.code
@@ -122,12 +121,9 @@ def train_pair(density, ell, independent, iterations, batch=512, peak=2e-3):
     """Fit a Pair with the paper's loss (joint: the probability of the token, not of its digits)."""
     side = len(density)
     net = Pair(Code(side, ell), independent)
-    optimizer = torch.optim.Adam(net.parameters(), lr=peak)
-    cumulative = density.flatten().cumsum(0)
-    n1 = torch.full((batch,), 2)
+    optimizer, n1 = torch.optim.Adam(net.parameters(), lr=peak), torch.full((batch,), 2)
     for i in range(iterations):
-        u = torch.rand(batch, dtype=torch.float64) * cumulative[-1]
-        cell = torch.searchsorted(cumulative, u).clamp_max(side ** 2 - 1)
+        cell = density.flatten().multinomial(batch, replacement=True)
         x1 = torch.stack([cell // side, cell % side], 1)                        # (batch, 2)
         t = torch.rand(batch) * 0.995           # assumption: the last 0.5% of time is left out
         loss = rates.nll(net, net.code, x1, n1, t, INSTANT, LINEAR, "paper").mean()
@@ -141,36 +137,30 @@ def train_pair(density, ell, independent, iterations, batch=512, peak=2e-3):
 
 def figure_pair(path, args, steps=16):
     """Samples in few steps, and the share of them that falls on ink (1 for the density itself)"""
-    import matplotlib.pyplot as plt
     density = picture()
-    side = len(density)
+    side, figure = len(density), Figure((12, 3.4), layout="tight")
     panels = [("the distribution", density)]
     models = [("MDM (ell = 1)", 1, False), ("Prime, joint (ell = 3)", 3, False),
               ("Prime, a product (ell = 3)", 3, True)]
-    say(f"two tokens of {side}, {steps} steps: share of {args.samples} samples that fall on ink")
     for name, ell, independent in models:
         torch.manual_seed(args.seed)
         net = train_pair(density, ell, independent, args.iterations)
         x, _ = sampler.generate(net, net.code, args.samples, 2, steps, INSTANT, LINEAR)
         image = torch.bincount(x[:, 0] * side + x[:, 1], minlength=side * side).view(side, side)
-        image = image.double() / args.samples
+        image = image / args.samples
         share = f"{100 * float(image[density > 0].sum()):.1f}% on ink"
-        say(f"  {name:<28} {share}")
+        say(f"{name}, two tokens of {side} in {steps} steps: {share}")
         panels.append((f"{name}\n{share}", image))
-    figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.4))
-    for axis, (title, image) in zip(axes, panels):
+    for axis, (title, image) in zip(figure.subplots(1, len(panels)), panels):
         coarse = F.avg_pool2d(image[None, None], 4)[0, 0]
         axis.imshow(coarse.sqrt().numpy(), cmap="gray_r")
         axis.set_title(title, fontsize=10)
         axis.axis("off")
-    figure.tight_layout()
     save(figure, path)
 
 
 def run(argv=None):
     args = parse(Args, __doc__, argv)
-    import matplotlib
-    matplotlib.use("Agg")
     torch.manual_seed(args.seed)
     figure_idle(os.path.join(args.out_dir, "prime-idle.png"))
     figure_pair(os.path.join(args.out_dir, "prime-pair.png"), args)

@@ -7,38 +7,35 @@ import csv
 import math
 import sys
 
+from matplotlib.figure import Figure
+
 from common import Fail, atomic_open, main
+
+PANELS = {"valid": "share of valid samples", "length_tv": "length total variation",
+          "frechet": "Frechet distance"}        # a column, and what it is
 
 
 def panels(rows):
-    """(column, unit, label) of the pictures that these rows have values for"""
-    known = [("valid", 100, "valid samples, %"), ("length_tv", 1, "length total variation"),
-             ("frechet", 1, "Frechet distance")]
-    return [panel for panel in known
-            if not any(math.isnan(row.get(panel[0], math.nan)) for row in rows)]
+    """The columns that all rows have values for"""
+    return [column for column in PANELS
+            if not any(math.isnan(row.get(column, math.nan)) for row in rows)]
 
 
 def draw(path, rows):
     """Write a .png: a line for each run and sampler. rows: dicts with the columns of evaluate.py"""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    shown = panels(rows)
-    size = (4.5 * len(shown), 3.6)
-    figure, axes = plt.subplots(1, len(shown), figsize=size, dpi=100, squeeze=False)
-    lines = dict.fromkeys((row["run"], row["sampler"]) for row in rows)     # in their order
-    for axis, (column, unit, label) in zip(axes[0], shown):
-        for run, sampler in lines:
-            line = [row for row in rows if (row["run"], row["sampler"]) == (run, sampler)]
-            calls, values = [row["calls"] for row in line], [unit * row[column] for row in line]
-            axis.plot(calls, values, "o-", ms=4, label=name_of(line[0], rows))
-        axis.set(xlabel="network calls", ylabel=label, ylim=(0, None))
-        axis.set_xscale("log", base=2)
-        axis.legend(frameon=False)
-    figure.tight_layout()
+    shown, lines = panels(rows), {}
+    figure = Figure((4.5 * len(shown), 3.6), layout="tight")
+    for row in rows:
+        lines.setdefault((row["run"], row["sampler"]), []).append(row)
+    for axes, column in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown):
+        for line in lines.values():
+            calls, values = [row["calls"] for row in line], [row[column] for row in line]
+            axes.plot(calls, values, "o-", ms=4, label=name_of(line[0], rows))
+        axes.set(xlabel="network calls", ylabel=PANELS[column], ylim=(0, None))
+        axes.set_xscale("log", base=2)
+        axes.legend(frameon=False)
     with atomic_open(path, "wb") as f:
         figure.savefig(f, format="png")
-    plt.close(figure)
 
 
 def name_of(row, rows):
@@ -66,10 +63,7 @@ def read(path):
 
 
 def run():
-    if len(sys.argv) < 3:
-        raise Fail("name a .png to write and one csv or more of evaluate.py")
-    rows = [row for path in sys.argv[2:] for row in read(path)]
-    draw(sys.argv[1], rows)
+    draw(sys.argv[1], [row for path in sys.argv[2:] for row in read(path)])
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ four solved problems before each question (zero without --examples):
 A model that was trained here is asked as it was trained: the question, a new line, the answer.
 Not measured: LLaDA-8B itself, by this command.
 """
+import functools
 import os
 import sys
 import zlib
@@ -29,9 +30,10 @@ import torch
 import checkpoint
 import interpolant
 from common import Fail, flag, parse, say
+from interpolant import below
 from model import pick_device
 from retrofit import sandbox, tasks
-from sampler import ORDERS, generate, generate_by_blocks, stack, start_from
+from sampler import ORDERS, draw_tokens, generate, highest, stack, start_from, to_ids
 
 
 @dataclass
@@ -78,10 +80,8 @@ STOPS = ("Question:", "<|eot_id|>")             # where an answer to these two h
 
 def derive(args, benchmark):
     """Defaults that depend on other flags"""
-    if args.length == 0:
-        args.length = {"gsm8k": 256, "infill": 64}[benchmark]
-    if args.block == 0:
-        args.block = args.length
+    args.length = args.length or {"gsm8k": 256, "infill": 64}[benchmark]
+    args.block = args.block or args.length
     if args.sampler == "llada" and "steps" not in args.named:
         args.steps = args.length
     if args.sampler == "llada" and "temperature" not in args.named:
@@ -91,44 +91,45 @@ def derive(args, benchmark):
 def check(args, benchmark):
     if not args.problems:
         raise Fail(f"give the problems of {benchmark} with --problems FILE")
-    if benchmark == "infill" and (args.chat or args.examples):
+    if benchmark == "gsm8k":
+        return
+    if args.chat or args.examples:
         raise Fail("--chat and --examples are for gsm8k: in infill there is no question")
-    if benchmark == "infill" and not sandbox.works() and not args.unsafe:
+    if not sandbox.works() and not args.unsafe:
         raise Fail("this system cannot contain a program (no namespaces), so generated code is not "
                    "run: use another machine, or one that you can lose with --unsafe")
+    if not sandbox.works():
+        print("warning: --unsafe: generated code runs with all rights of this user",
+              file=sys.stderr)
 
 
 # -----------------------------------------------------------------------------
 # asking a model
 
-def fill(loaded, pairs, room, args, end=None):
-    """What a model puts between the ids a and z of each pair: lists of ids.
-
-    room: how many masks each hole has on a fixed canvas. end: the token that fills the canvas after
-    z; None: nothing does. args has sampler, steps, order, temperature, window and block."""
-    code, block_size, fixed = loaded.code, loaded.config.block_size, loaded.fixed
-    starts = []
-    for (a, z), size in zip(pairs, room):
-        holes = [size if fixed else None]
-        starts.append(start_from([a, z], holes, code, block_size, fixed, end))
-    start = stack(starts, code)
-    if args.sampler == "llada":
-        x, n = generate_by_blocks(loaded.predict, code, start[:2], args.steps, args.block,
-                                  args.temperature)
-    else:
-        if fixed:
-            block_size = start[0].shape[1]
-        kind = "exact" if args.sampler == "exact" else "parallel"
-        insertion = interpolant.schedule(loaded.config.insertion)
-        unmasking = interpolant.schedule(loaded.args["unmasking"])
-        x, n = generate(loaded.predict, code, len(pairs), block_size, args.steps, insertion,
-                        unmasking, args.order, args.temperature, start, sampler=kind,
-                        window=args.window)
-    answers = []
-    for row, (a, z), size, length in zip(x.tolist(), pairs, room, n.tolist()):
-        stop = len(a) + size if fixed else length - len(z)
-        answers.append(row[len(a):stop])
-    return answers
+@torch.no_grad()
+def generate_by_blocks(predict, code, y, n, steps, block, temperature=0.0):
+    """LLaDA's own sampler on a fixed canvas (low-confidence remasking, semi-autoregressive: arXiv
+    2502.09992) -> x (B, L), n.
+    y (B, L, 1), n (B,): the state to start from. A row's masks are filled in blocks of `block`,
+    from the left; each of a block's steps reveals as many as are left over steps left, those whose
+    drawn token is the most probable."""
+    given = below(n, y.shape[1]) & (y != code.mask)[:, :, 0]
+    number = (y == code.mask)[:, :, 0].cumsum(1)                            # 1, 2, .. at the masks
+    blocks = -(-int(number.max()) // block)                                 # rounded up
+    per_block = max(1, steps // blocks)
+    for b in range(blocks):
+        for steps_left in range(per_block, 0, -1):
+            at = (y == code.mask)[:, :, 0] & (number <= (b + 1) * block)    # (B, L)
+            if not at.any():
+                break
+            logits, _ = predict(y, n, torch.zeros(len(y)), at, given=given)
+            token = draw_tokens(logits, y[at].to(logits.device), code, temperature)
+            sure = logits.float().softmax(1).gather(1, token[:, None])[:, 0].cpu()
+            scores = torch.zeros(at.shape).masked_scatter(at, sure)
+            chosen = highest(scores, at, -(-at.sum(1) // steps_left))
+            drawn = y.masked_scatter(at[:, :, None], code.encode(token.cpu()))
+            y = torch.where(chosen[:, :, None], drawn, y)
+    return to_ids(code, y, n)
 
 
 class Asker:
@@ -156,19 +157,40 @@ class Asker:
         if self.benchmark == "infill":
             return encode(problem["prompt"]), encode(problem["suffix"])
         if self.args.chat:
-            return self.special(CHAT.format(self.shown + problem["question"])), []
+            encoding = self.tokenizer.encoding
+            if "<|start_header_id|>" not in getattr(encoding, "special", ()):
+                raise Fail("--chat is for models whose tokenizer.json has <|start_header_id|>")
+            return encoding.encode(CHAT.format(self.shown + problem["question"])), []
         if self.pretrained:
             return encode(self.shown + SHOT.format(question=problem["question"], answer="")), []
         return encode(problem["question"] + "\n"), []
 
-    def special(self, text):
-        """Text -> ids, special tokens in it included"""
-        encoding = self.tokenizer.encoding
-        if "<|start_header_id|>" not in getattr(encoding, "special", {}):
-            raise Fail("--chat is for models whose tokenizer.json has LLaDA's <|start_header_id|>")
-        return encoding.encode(text)
+    def fill(self, pairs):
+        """What the model puts between the ids a and z of each pair: lists of ids"""
+        loaded, args, code = self.loaded, self.args, self.loaded.code
+        size = args.length if loaded.fixed else None            # of a hole, in masks
+        starts = [start_from([a, z], [size], code, loaded.config.block_size, loaded.fixed, self.end)
+                  for a, z in pairs]
+        y, n, opened = stack(starts, code)
+        if args.sampler == "llada":
+            x, n = generate_by_blocks(loaded.predict, code, y, n, args.steps, args.block,
+                                      args.temperature)
+        else:
+            block_size = y.shape[1] if loaded.fixed else loaded.config.block_size
+            kind = "exact" if args.sampler == "exact" else "parallel"
+            insertion = interpolant.schedule(loaded.config.insertion)
+            unmasking = interpolant.schedule(loaded.args["unmasking"])
+            x, n = generate(loaded.predict, code, len(pairs), block_size, args.steps, insertion,
+                            unmasking, args.order, args.temperature, (y, n, opened), sampler=kind,
+                            window=args.window)
+        answers = []
+        for row, (a, z), length in zip(x.tolist(), pairs, n.tolist()):
+            stop = len(a) + size if loaded.fixed else length - len(z)
+            answers.append(row[len(a):stop])
+        return answers
 
     def text(self, ids):
+        """An answer's ids -> what counts of it"""
         if self.tokenizer.eot in ids:
             ids = ids[:ids.index(self.tokenizer.eot)]
         text = self.tokenizer.decode(ids)
@@ -178,24 +200,20 @@ class Asker:
 
     def ask(self, problems):
         room = self.args.length if self.loaded.fixed else 1
+        longest = self.loaded.config.block_size - room
         pairs = {p["task_id"]: self.given(p) for p in problems}
-        fits = {key: (a, z) for key, (a, z) in pairs.items()
-                if len(a) + len(z) + room <= self.loaded.config.block_size}
-        if not fits:
-            return [None] * len(problems)
-        # the answers do not depend on where the command was stopped before
-        torch.manual_seed(self.args.seed + zlib.crc32(problems[0]["task_id"].encode()))
-        answers = fill(self.loaded, list(fits.values()), [room] * len(fits), self.args, self.end)
-        texts = dict(zip(fits, map(self.text, answers)))
+        pairs = {key: (a, z) for key, (a, z) in pairs.items() if len(a) + len(z) <= longest}
+        answers = []
+        if pairs:
+            # the answers do not depend on where the command was stopped before
+            torch.manual_seed(self.args.seed + zlib.crc32(problems[0]["task_id"].encode()))
+            answers = self.fill(list(pairs.values()))
+        texts = dict(zip(pairs, map(self.text, answers)))
         return [texts.get(p["task_id"]) for p in problems]
 
 
 # -----------------------------------------------------------------------------
 # the command
-
-READERS = {"gsm8k": tasks.read_gsm8k, "infill": tasks.read_infilling}
-SOLUTIONS = {"gsm8k": "answer", "infill": "canonical_solution"}
-
 
 def run(argv):
     """argv: `gsm8k` or `infill`, then flags"""
@@ -203,25 +221,20 @@ def run(argv):
     args = parse(Args, __doc__, argv[1:])
     derive(args, benchmark)
     check(args, benchmark)
-    problems = READERS[benchmark](args.problems)[::args.every]
+    if benchmark == "gsm8k":
+        read, judge, solution = tasks.read_gsm8k, tasks.judge_gsm8k, "answer"
+    else:
+        read, solution = tasks.read_infilling, "canonical_solution"
+        judge = functools.partial(tasks.judge_infilling, seconds=args.seconds,
+                                  memory=args.memory << 20, unsafe=not sandbox.works())
+    problems = read(args.problems)[::args.every]
     settings = {"benchmark": benchmark, "problems": os.path.basename(args.problems)}
     if args.generations:
         settings["generations"] = args.generations
-        generate = tasks.from_file(args.generations, SOLUTIONS[benchmark])
+        generate = tasks.from_file(args.generations, solution)
     else:
         loaded = checkpoint.load(args.out_dir, pick_device(args.device))
         settings |= {name: getattr(args, name) for name in ASKED} | {"step": loaded.step}
         generate = Asker(loaded, benchmark, args).ask
-
-    def judge_code(problem, completion):
-        return tasks.judge_infilling(problem, completion, seconds=args.seconds,
-                                     memory=args.memory << 20, unsafe=not sandbox.works())
-
-    judge = tasks.judge_gsm8k
-    if benchmark == "infill":
-        judge = judge_code
-        if not sandbox.works():
-            print("warning: --unsafe: generated code runs with all rights of this user",
-                  file=sys.stderr)
     results = tasks.Results(args.results, settings)
     tasks.evaluate(problems, generate, judge, results, args.batch_size, args.workers, say)

@@ -14,6 +14,7 @@ training had added B A x to W x.
 """
 import json
 import os
+import shutil
 import sys
 from dataclasses import asdict
 
@@ -24,14 +25,6 @@ from common import Fail, atomic_open, main, say                 # noqa: E402
 from retrofit import llada, safetensors                         # noqa: E402
 
 
-def copy(source, target, name):
-    """Copy a file, if it is there."""
-    path = os.path.join(source, name)
-    if os.path.isfile(path):
-        with open(path, "rb") as f, atomic_open(os.path.join(target, name), "wb") as out:
-            out.write(f.read())
-
-
 def export(net, folder, eot, args=None, tokenizer=None):
     """Write any network of this project in our own layout: config.json, model.safetensors and the
     tokenizer.json of its base. llada.load and llada.retrofit read it.
@@ -39,13 +32,14 @@ def export(net, folder, eot, args=None, tokenizer=None):
     eot: the token that ends a text. args: the flags of its training. tokenizer: the spec() of one
     that is not a folder's. All three are for whoever reads config.json."""
     options, weights = asdict(net.config), llada.merged(net)
-    options.pop("lora", None)
     if net.code.permutation is not None:
         weights["permutation"] = net.code.permutation
     description = dict(model=type(net).__name__, options=options, never=list(net.never), args=args,
                        tokenizer=tokenizer, vocab_size=options["V"], eos_token_id=eot)
     safetensors.write(os.path.join(folder, "model.safetensors"), weights)
-    copy(net.base or "", folder, "tokenizer.json")
+    tokens = os.path.join(net.base or "", "tokenizer.json")
+    if net.base and os.path.exists(tokens):
+        shutil.copy(tokens, folder)
     with atomic_open(os.path.join(folder, "config.json")) as f:
         json.dump(description, f, indent=1)
 
@@ -60,31 +54,27 @@ def export_hub(net, folder):
     embed = weights["embed.weight"][:-2].clone()        # without the symbols V and V + 1,
     embed[mask] = weights["embed.weight"][-2]           # of which the first was our mask
     weights["embed.weight"] = embed
-    names = {ours: theirs for theirs, ours in llada.NAMES.items()}
-    weights = {llada.rename(name, names): tensor for name, tensor in weights.items()}
+    names = llada.names(net.config.n_layer).items()
+    weights = {theirs: weights[ours] for theirs, ours in names}
     safetensors.write(os.path.join(folder, "model.safetensors"), weights)
     for name in sorted(os.listdir(net.base)):
         if name.endswith((".json", ".py")) and not name.endswith(".index.json"):
-            copy(net.base, folder, name)
+            shutil.copy(os.path.join(net.base, name), folder)
 
 
 def run(argv=None):
     words = sys.argv[1:] if argv is None else list(argv)
-    hub = "--hub" in words
-    if hub:
-        words.remove("--hub")
-    if len(words) != 2 or words[0].startswith("-"):
-        say(__doc__)
-        return
-    path, folder = words
+    paths = [word for word in words if word != "--hub"]
+    if len(paths) != 2 or paths[0].startswith("-"):
+        return say(__doc__)
+    path, folder = paths
     if os.path.exists(os.path.join(folder, "config.json")):
         raise Fail(f"{folder} holds a model already: name another folder")
-    loaded, spec = checkpoint.load(path), None
-    if hub:
+    loaded = checkpoint.load(path)
+    if "--hub" in words:
         export_hub(loaded.net, folder)
     else:
-        if not isinstance(loaded.net, llada.Llada):     # a LLaDA's tokenizer.json is copied
-            spec = loaded.tokenizer.spec()
+        spec = None if loaded.net.base else loaded.tokenizer.spec()     # a base's own is copied
         export(loaded.net, folder, loaded.tokenizer.eot, loaded.args, spec)
     millions = loaded.net.count()[0] / 1e6
     say(f"{folder}/: config.json, model.safetensors ({millions:.2f}M parameters, adapters merged)")

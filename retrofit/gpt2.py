@@ -8,7 +8,6 @@ Slot i is answered from the slots before it, slot 0 from the end-of-text token, 
 import os
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
 from common import Fail
@@ -22,65 +21,47 @@ IMPLEMENTED = {         # values of config.json that the code knows; None: the k
 }
 
 
-class Conv1D(nn.Module):
-    """A linear layer that stores its weight as (inputs, outputs)."""
-
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(inputs, outputs))
-        self.bias = nn.Parameter(torch.empty(outputs))
-
-    def forward(self, x):
-        return x @ self.weight + self.bias
-
-
-class Block(nn.Module):
-    def __init__(self, d, heads, hidden, eps):
-        super().__init__()
-        self.heads = heads
-        self.ln_1, self.ln_2 = nn.LayerNorm(d, eps), nn.LayerNorm(d, eps)
-        self.attn = nn.ModuleDict(dict(c_attn=Conv1D(d, 3 * d), c_proj=Conv1D(d, d)))
-        self.mlp = nn.ModuleDict(dict(c_fc=Conv1D(d, hidden), c_proj=Conv1D(hidden, d)))
-
-    def forward(self, x):
-        """x (B, L, d)"""
-        q, k, v = self.attn.c_attn(self.ln_1(x)).chunk(3, -1)
-        q, k, v = (z.unflatten(-1, (self.heads, -1)).transpose(1, 2) for z in (q, k, v))
-        heads = F.scaled_dot_product_attention(q, k, v, is_causal=True)     # (B, H, L, hd)
-        x = x + self.attn.c_proj(heads.transpose(1, 2).flatten(2))
-        h = self.mlp.c_fc(self.ln_2(x))
-        return x + self.mlp.c_proj(F.gelu(h, approximate="tanh"))           # the hub's "gelu_new"
-
-
-class GPT2(nn.Module):
-    """Its parameters have the hub's names, and no storage before load(). The head is the embedding.
+class GPT2:
+    """config: config.json. weights: {the hub's name: tensor}. The head is the embedding.
 
     tokenizer: "gpt2", or the folder if it has a tokenizer.json: a name for data.tokenizer_from"""
 
-    def __init__(self, c):
-        super().__init__()
-        V, L, d = c["vocab_size"], c["n_positions"], c["n_embd"]
-        hidden, eps = c.get("n_inner") or 4 * d, c.get("layer_norm_epsilon", 1e-5)
-        with torch.device("meta"):
-            self.wte, self.wpe = nn.Embedding(V, d), nn.Embedding(L, d)
-            self.h = nn.ModuleList(Block(d, c["n_head"], hidden, eps) for _ in range(c["n_layer"]))
-            self.ln_f = nn.LayerNorm(d, eps)
-        self.code, self.block_size, self.tokenizer = Code(V), L, "gpt2"
-        self.eot = c.get("eos_token_id", V - 1)
+    def __init__(self, config, weights):
+        self.config, self.weights, self.tokenizer = config, weights, "gpt2"
+        self.code, self.block_size = Code(config["vocab_size"]), config["n_positions"]
+        self.eot = config.get("eos_token_id", self.code.V - 1)
+
+    def norm(self, x, name):
+        w, b = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        return F.layer_norm(x, w.shape, w, b, self.config.get("layer_norm_epsilon", 1e-5))
+
+    def linear(self, x, name):
+        return x @ self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+
+    def block(self, x, name):
+        """x (B, L, d)"""
+        q, k, v = self.linear(self.norm(x, f"{name}.ln_1"), f"{name}.attn.c_attn").chunk(3, -1)
+        heads = (self.config["n_head"], -1)
+        q, k, v = (z.unflatten(-1, heads).transpose(1, 2) for z in (q, k, v))   # (B, H, L, hd)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.linear(mixed.transpose(1, 2).flatten(2), f"{name}.attn.c_proj")
+        h = self.linear(self.norm(x, f"{name}.ln_2"), f"{name}.mlp.c_fc")
+        h = F.gelu(h, approximate="tanh")                                   # the hub's "gelu_new"
+        return x + self.linear(h, f"{name}.mlp.c_proj")
 
     @torch.no_grad()
     def predict(self, y, n, t, at, given=None):
         """y (B, L, 1), at (B, L) -> logits (at.sum(), V) in float32, None. Masks cannot be read."""
-        L, device = y.shape[1], self.wte.weight.device
+        L, embed = y.shape[1], self.weights["wte.weight"]
         if L > self.block_size:
             raise Fail(f"GPT-2 reads {self.block_size} tokens, not {L}: give it shorter texts")
         ids = F.pad(y[:, :-1, 0], (1, 0), value=self.eot)       # slot i reads slot i - 1
-        ids = ids.clamp_max(self.code.V - 1).to(device)         # what follows n is never looked at
-        x = self.wte(ids) + self.wpe.weight[:L]
-        for block in self.h:
-            x = block(x)
-        x = self.ln_f(x[at.to(device)])                                     # (M, d)
-        return (x @ self.wte.weight.T).float(), None
+        ids = ids.clamp_max(self.code.V - 1).to(embed.device)   # what follows n is never looked at
+        x = embed[ids] + self.weights["wpe.weight"][:L]
+        for i in range(self.config["n_layer"]):
+            x = self.block(x, f"h.{i}")
+        x = self.norm(x[at.to(x.device)], "ln_f")                           # (M, d)
+        return (x @ embed.T).float(), None
 
 
 def is_folder(path):
@@ -91,22 +72,14 @@ def is_folder(path):
 
 def load(folder, device="cpu"):
     """A folder of the hub -> GPT2, in the file's dtype"""
-    path = os.path.join(folder, "config.json")
-    config = safetensors.read_json(path)
-    for key, values in IMPLEMENTED.items():
-        if config.get(key) not in values:
-            raise Fail(f"{path}: {key} is {config.get(key)!r}, and the code implements {values}")
-    weights = {}
+    config, weights = safetensors.read_config(folder, IMPLEMENTED), {}
     for name, tensor in safetensors.read_folder(folder).items():
-        name = name.removeprefix("transformer.")
-        if name != "lm_head.weight" and not name.endswith((".attn.bias", ".attn.masked_bias")):
-            weights[name] = tensor          # those are the embedding again, and the causal mask
-    try:
-        net = GPT2(config)
-        net.load_state_dict(weights, assign=True)
-    except (KeyError, RuntimeError, TypeError, ValueError) as e:
-        why = " ".join(str(e).split())
-        raise Fail(f"{folder}: the tensors do not fit config.json ({why}): fetch both") from None
+        weights[name.removeprefix("transformer.")] = tensor.to(device)
+    with safetensors.must_fit(folder):
+        net = GPT2(config, weights)
+        y = torch.full((1, net.block_size, 1), net.code.V - 1)  # the longest text, as a test
+        last = torch.arange(net.block_size)[None] == net.block_size - 1
+        net.predict(y, None, None, last)
     if os.path.isfile(os.path.join(folder, "tokenizer.json")):
         net.tokenizer = folder
-    return net.to(device).eval().requires_grad_(False)
+    return net

@@ -4,23 +4,18 @@ framework, and its retrofit to a FlexMDM (arXiv 2509.01025, section 5), which al
     net = load("LLaDA-8B-Base")                                 # LLaDA itself, in the files' dtype
     net = retrofit("LLaDA-8B-Base", "linear", lora=128)         # .. with what training adds
 
-    LLaDA-8B-Base/config.json           what is not implemented is refused by name
-                  model-*.safetensors   the weights are the mapped files themselves
-                  tokenizer.json        tokenizer.py
-
 Training adds: a gap head, a time embedding, one scale and shift for every 8 blocks, a vector for
 given slots, and low-rank adapters on q, k, v and the vocabulary projection. What could change the
 token logits starts at zero: they are LLaDA's, for the text with its end token in the extra slot.
 Only what is new is trained and saved. The adapters of rank 128 are 117M numbers beside 8.0 billion
-that stand still: 32 blocks * 3 * 128 * (4096 + 4096) + 128 * (4096 + 126464).
+that are frozen: 32 blocks * 3 * 128 * (4096 + 4096) + 128 * (4096 + 126464).
 
-A checkpoint of a retrofit needs the folder again: retrofit(base, insertion, block_size, lora), all
-of them in its `config` but base, builds the network, and load_state_dict(.., strict=False) puts the
-trained parameters back. To leave the folder behind: python retrofit/export.py
+A checkpoint of a retrofit needs the folder again: retrofit(base, insertion, block_size, lora)
+builds the network, and load_state_dict(.., strict=False) puts the trained parameters back. To leave
+the folder behind: python retrofit/export.py
 """
 import math
 import os
-import re
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +44,6 @@ class Config:
     rope_theta: float
     norm_eps: float
     insertion: str = "instant"          # LLaDA itself never inserts
-    lora: int = 0                       # rank of the adapters, 0: none
     ell: int = 1
     causal: bool = False
     shape = ()                          # no images
@@ -58,28 +52,17 @@ class Config:
 # -----------------------------------------------------------------------------
 # the network
 
-class RMSNorm(nn.Module):
-    def __init__(self, width, eps):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
-
-    def forward(self, x):
-        high = x.float()
-        high = high * torch.rsqrt(high.pow(2).mean(-1, keepdim=True) + self.eps)
-        return high.to(x.dtype) * self.weight
-
-
 class Block(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.hd = c.n_embd // c.n_head
         self.copies = c.n_head // c.n_kv_head       # query heads per key and value head
-        self.norm1 = RMSNorm(c.n_embd, c.norm_eps)
+        self.norm1 = nn.RMSNorm(c.n_embd, c.norm_eps)
         self.q = nn.Linear(c.n_embd, c.n_embd, bias=False)
         self.k = nn.Linear(c.n_embd, c.n_kv_head * self.hd, bias=False)
         self.v = nn.Linear(c.n_embd, c.n_kv_head * self.hd, bias=False)
         self.out = nn.Linear(c.n_embd, c.n_embd, bias=False)
-        self.norm2 = RMSNorm(c.n_embd, c.norm_eps)
+        self.norm2 = nn.RMSNorm(c.n_embd, c.norm_eps)
         self.gate = nn.Linear(c.n_embd, c.n_hidden, bias=False)
         self.up = nn.Linear(c.n_embd, c.n_hidden, bias=False)
         self.down = nn.Linear(c.n_hidden, c.n_embd, bias=False)
@@ -114,7 +97,7 @@ class Llada(model.Network):
         with torch.device("meta"):
             self.embed = nn.Embedding(c.V + 2, c.n_embd)                # tokens, mask, pad
             self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
-            self.norm = RMSNorm(c.n_embd, c.norm_eps)
+            self.norm = nn.RMSNorm(c.n_embd, c.norm_eps)
             self.head = nn.Linear(c.n_embd, c.V, bias=False)
         self.time = self.shared = self.given = self.gap = None
         if c.insertion != "instant":                # all that is new is float32
@@ -148,13 +131,9 @@ class Llada(model.Network):
             log_g = self.gap(x, cond, packed)
         return self.norm(x[packed.asked]), log_g
 
-    def trained(self):
-        """{name: parameter} of what is trained"""
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
-
 
 class LoRA(nn.Linear):
-    """A Linear whose weight stands still plus a product of two thin matrices (arXiv 2106.09685):
+    """A Linear whose weight is frozen plus a product of two thin matrices (arXiv 2106.09685):
     W x + B A x with B = 0 at the start, trained in float32. (alpha / r = 1, as in FlexMDM.)"""
 
     def __init__(self, linear, r):
@@ -179,7 +158,6 @@ def add_lora(net, r):
     for block in net.blocks:
         block.q, block.k, block.v = LoRA(block.q, r), LoRA(block.k, r), LoRA(block.v, r)
     net.head = LoRA(net.head, r)
-    net.config.lora = r
 
 
 def merged(net):
@@ -196,73 +174,41 @@ def merged(net):
 # -----------------------------------------------------------------------------
 # LLaDA's folder
 
-NAMES = {               # LLaDA's tensor: our parameter
-    "model.transformer.wte.weight": "embed.weight",
-    "model.transformer.blocks.{i}.attn_norm.weight": "blocks.{i}.norm1.weight",
-    "model.transformer.blocks.{i}.q_proj.weight": "blocks.{i}.q.weight",
-    "model.transformer.blocks.{i}.k_proj.weight": "blocks.{i}.k.weight",
-    "model.transformer.blocks.{i}.v_proj.weight": "blocks.{i}.v.weight",
-    "model.transformer.blocks.{i}.attn_out.weight": "blocks.{i}.out.weight",
-    "model.transformer.blocks.{i}.ff_norm.weight": "blocks.{i}.norm2.weight",
-    "model.transformer.blocks.{i}.ff_proj.weight": "blocks.{i}.gate.weight",
-    "model.transformer.blocks.{i}.up_proj.weight": "blocks.{i}.up.weight",
-    "model.transformer.blocks.{i}.ff_out.weight": "blocks.{i}.down.weight",
-    "model.transformer.ln_f.weight": "norm.weight",
-    "model.transformer.ff_out.weight": "head.weight",
-}
 SIZES = {"vocab_size": "V", "max_sequence_length": "block_size", "n_layers": "n_layer",
          "n_heads": "n_head", "n_kv_heads": "n_kv_head", "d_model": "n_embd",
-         "mlp_hidden_size": "n_hidden"}
+         "mlp_hidden_size": "n_hidden", "rope_theta": "rope_theta", "rms_norm_eps": "norm_eps"}
 IMPLEMENTED = {         # values of config.json that the code knows; None: the key may be absent
     "block_type": ["llama"], "activation_type": ["silu"], "layer_norm_type": ["rms"],
-    "include_bias": [False, None], "include_qkv_bias": [False, None],
-    "bias_for_layer_norm": [False, None], "layer_norm_with_affine": [True, None],
-    "attention_layer_norm": [False, None], "input_emb_norm": [False, None],
-    "weight_tying": [False, None], "scale_logits": [False, None], "clip_qkv": [None],
-    "rope": [True, None], "rope_full_precision": [True, None], "rope_scaling": [None],
-    "alibi": [False, None], "multi_query_attention": [False, None], "block_group_size": [1, None],
-    "quantization_config": [None],
+    "block_group_size": [1, None],
+    **dict.fromkeys(["rope", "rope_full_precision", "layer_norm_with_affine"], [True, None]),
+    **dict.fromkeys(["include_bias", "include_qkv_bias", "bias_for_layer_norm", "input_emb_norm",
+                     "attention_layer_norm", "weight_tying", "scale_logits", "clip_qkv", "alibi",
+                     "rope_scaling", "multi_query_attention", "quantization_config"],
+                    [False, None]),
 }
+NAMES = {"wte": "embed", "ln_f": "norm", "ff_out": "head"}          # LLaDA's tensor: our parameter
+BLOCK_NAMES = {"attn_norm": "norm1", "q_proj": "q", "k_proj": "k", "v_proj": "v", "attn_out": "out",
+               "ff_norm": "norm2", "ff_proj": "gate", "up_proj": "up", "ff_out": "down"}
 
 
-def rename(name, names):
-    """The other name of a tensor, in any block"""
-    number = re.search(r"(?<=blocks\.)\d+", name)
-    if number is None:
-        return names[name]
-    return names[name.replace(number[0], "{i}", 1)].replace("{i}", number[0])
+def names(n_layer):
+    """{LLaDA's name of a tensor: ours}"""
+    pairs = dict(NAMES)
+    for i in range(n_layer):
+        pairs |= {f"blocks.{i}.{a}": f"blocks.{i}.{b}" for a, b in BLOCK_NAMES.items()}
+    return {f"model.transformer.{a}.weight": f"{b}.weight" for a, b in pairs.items()}
 
 
 def read_config(folder):
-    """config.json of LLaDA -> (Config, its mask token, its pad token)"""
-    path = os.path.join(folder, "config.json")
-    config = safetensors.read_json(path)
-
-    def expect(key, ok, what):
-        if not ok:
-            raise Fail(f"{path}: {key} is {config.get(key)!r}, and the code implements {what}")
-
-    for key, values in IMPLEMENTED.items():
-        expect(key, config.get(key) in values, " or ".join(map(repr, values)))
-    if config.get("n_kv_heads") is None:
-        config["n_kv_heads"] = config.get("n_heads")
-    for key in SIZES:
-        value = config.get(key)
-        expect(key, type(value) is int and 0 < value < 2 ** 24, "whole numbers from 1 to 2^24")
-    for key in ("rope_theta", "rms_norm_eps"):
-        value = config.get(key)
-        expect(key, type(value) in (int, float) and 0 < value < 1e12, "numbers above 0")
-    c = Config(**{ours: config[key] for key, ours in SIZES.items()},
-               rope_theta=float(config["rope_theta"]), norm_eps=float(config["rms_norm_eps"]))
-    expect("n_heads", c.n_embd % (2 * c.n_head) == 0, f"divisors of d_model / 2 = {c.n_embd / 2:g}")
-    expect("n_kv_heads", c.n_head % c.n_kv_head == 0, f"divisors of n_heads = {c.n_head}")
-    expect("embedding_size", config.get("embedding_size") in (c.V, None), f"vocab_size = {c.V}")
-    if config.get("pad_token_id") is None:
-        config["pad_token_id"] = config.get("eos_token_id")
-    for key in ("mask_token_id", "pad_token_id"):
-        value = config.get(key)
-        expect(key, type(value) is int and 0 <= value < c.V, f"tokens from 0 to {c.V - 1}")
-    return c, config["mask_token_id"], config["pad_token_id"]
+    """config.json of LLaDA -> (Config, its mask token, its pad token). null means absent there."""
+    config = safetensors.read_config(folder, IMPLEMENTED)
+    config = {key: value for key, value in config.items() if value is not None}
+    with safetensors.must_fit(folder):
+        config.setdefault("n_kv_heads", config["n_heads"])
+        config.setdefault("pad_token_id", config.get("eos_token_id"))
+        c = Config(**{ours: config[key] for key, ours in SIZES.items()})
+        c.rope_theta, c.norm_eps = float(c.rope_theta), float(c.norm_eps)
+        return c, config["mask_token_id"], config["pad_token_id"]
 
 
 def is_folder(path):
@@ -276,42 +222,38 @@ def described(folder):
     return safetensors.read_json(os.path.join(folder, "config.json"))
 
 
+def from_hub(folder, weights, insertion):
+    """The network of a folder of the hub. `weights` get our names, and what is new."""
+    config, mask, pad = read_config(folder)
+    config.insertion = insertion
+    for theirs, ours in names(config.n_layer).items():
+        weights[ours] = weights.pop(theirs)
+    embed = weights["embed.weight"]                 # its copies are the symbols V and V + 1
+    weights["embed.weight"] = torch.cat([embed, embed[[mask, pad]]])
+    net = Llada(config)
+    net.never = [mask]
+    weights |= {name: p for name, p in net.state_dict().items() if not p.is_meta}
+    return net
+
+
 def load(folder, device="cpu", insertion="instant"):
     """A folder of the hub, or one that export.py wrote -> the network, in the files' dtype.
 
     insertion: the schedule alpha; all that it needs is new. (An exported network has its own.)"""
     description, weights = described(folder), safetensors.read_folder(folder)
-    try:
-        if "options" in description:
-            net = exported(description, weights)
+    with safetensors.must_fit(folder):
+        options = description.get("options")
+        if options is None:
+            net = from_hub(folder, weights, insertion)
+        elif description["model"] == "Llada":
+            net = Llada(Config(**options))
         else:
-            config, mask, pad = read_config(folder)
-            config.insertion = insertion
-            weights = {rename(name, NAMES): tensor for name, tensor in weights.items()}
-            embed = weights["embed.weight"]         # its copies are the symbols V and V + 1
-            weights["embed.weight"] = torch.cat([embed, embed[[mask, pad]]])
-            net = Llada(config)
-            net.never = [mask]
-            new = {name: p for name, p in net.state_dict().items() if not p.is_meta}
-            weights.update(new)
+            net = model.Transformer(model.Config(**options), weights.pop("permutation", None))
+        net.never = description.get("never", net.never)
         net.load_state_dict(weights, assign=True)                           # strict
-    except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as e:
-        why = " ".join(str(e).split())
-        raise Fail(f"{folder}: the tensors do not fit config.json ({why}): fetch both") from None
     if isinstance(net, Llada):
         net.base = os.path.abspath(folder)
     return net.to(device)
-
-
-def exported(description, weights):
-    """What export.py wrote -> the network, with weights still to come"""
-    options = description["options"]
-    if description["model"] == "Llada":
-        net = Llada(Config(**options))
-    else:
-        net = model.Transformer(model.Config(**options), weights.pop("permutation", None))
-    net.never = description["never"]
-    return net
 
 
 def retrofit(folder, insertion, block_size=0, lora=0):

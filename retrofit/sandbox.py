@@ -3,20 +3,17 @@
     run(["def f(x): return x + 1", "assert f(1) == 2"])         # -> Result("passed", "", 0.002)
 
 The pieces run one after the other in one namespace, in a process of their own. They pass if the
-last one comes to its end. What contains them is the kernel's:
+last one comes to its end. The kernel contains them:
 
     namespaces   no network, no other process in sight, all files read-only; when the program ends,
                  the kernel ends all that it started
     identity     no capabilities; under root another user, whom nobody else is
-    limits       wall time, processor time, memory, open files, processes, threads, bytes per file
+    limits       wall time, processor time, open files, processes, threads, bytes per file, and the
+                 memory of each process (not of all together)
 
-Threads work, and so do modules that use them. Files can be read, but what was read cannot leave.
-Where the kernel refuses any of it (macOS, most Docker containers, Linux before 5.12), the child
-ends before it runs a piece, and `run` raises RuntimeError, unless unsafe=True: then only the limits
-are left.
-
-Not a target: a program written to defeat this very file. A model's mistakes are.
-Not limited: the memory of all processes together. Each has its limit, and at most TASKS run.
+Where the kernel refuses any of it (macOS, most Docker containers, Linux before 5.12), nothing is
+run and `run` raises RuntimeError, unless unsafe=True: then only the limits are left. This is for a
+model's mistakes, not against a program that was written to defeat this very file.
 """
 import contextlib
 import ctypes
@@ -25,8 +22,8 @@ import json
 import os
 import resource
 import secrets
-import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -36,7 +33,7 @@ from typing import NamedTuple
 
 TASKS = 64              # processes and threads together
 STARTUP = 60            # seconds that the interpreter may take to start
-LONGEST = 1 << 14       # bytes that are read of what a contained process says
+LONGEST = 300           # bytes that are read of what a contained process says
 
 
 class Result(NamedTuple):
@@ -53,50 +50,38 @@ def run(parts, seconds=10.0, memory=1 << 30, unsafe=False):
     cannot swallow the test. `seconds` count from when the child is ready; `memory` is in bytes."""
     token = secrets.token_hex(16)
     token_pipe, end = os.pipe()
-    os.write(end, token.encode())
-    os.close(end)
+    with open(end, "w") as f:
+        f.write(token)
     job = dict(parts=parts, token_pipe=token_pipe, seconds=seconds, memory=memory, unsafe=unsafe)
-    with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryFile() as stdin:
-        stdin.write(json.dumps(job).encode())
-        stdin.seek(0)
+    ours, theirs = socket.socketpair()
+    with ours, ours.makefile("rb") as lines, tempfile.TemporaryDirectory() as empty:
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", os.path.abspath(__file__)],
             cwd=empty, env={"MALLOC_ARENA_MAX": "2"}, pass_fds=[token_pipe], start_new_session=True,
-            stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            stdin=subprocess.PIPE, stdout=theirs, stderr=subprocess.DEVNULL)
+        theirs.close()
+        os.close(token_pipe)
+        begun, ready, status = time.monotonic(), b"", "failed"
         try:
-            os.close(token_pipe)
-            said, timed_out, spent = listen(child.stdout.fileno(), seconds)
+            with contextlib.suppress(BrokenPipeError), child.stdin:
+                child.stdin.write(json.dumps(job).encode())
+            ours.settimeout(STARTUP)
+            ready = lines.readline(LONGEST)             # an empty line; b"" where the child ended
+            begun = time.monotonic()
+            ours.settimeout(seconds)
+            verdict = lines.readline(LONGEST).decode(errors="replace").strip()
+        except TimeoutError:
+            status, verdict = "timed out", f"still running after {seconds:g} seconds"
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended
                 os.killpg(child.pid, signal.SIGKILL)
-            child.stdout.close()
             child.wait()
-    if not said:
+    if not ready:
         raise RuntimeError("this system does not let a program be contained: nothing was run")
-    verdict = said.decode(errors="replace").split("\n")[1]
+    spent = round(time.monotonic() - begun, 3)
     if verdict == f"passed {token}":
         return Result("passed", "", spent)
-    if timed_out:
-        return Result("timed out", f"still running after {seconds:g} seconds", spent)
-    return Result("failed", verdict[:300] or "the program ended before its tests did", spent)
-
-
-def listen(pipe, seconds):
-    """-> what the child says (an empty line when it is ready, then a line with its verdict), did it
-    take longer than `seconds` from one to the other, and the seconds that it took"""
-    said, timed_out, begun, allowed = b"", False, time.monotonic(), STARTUP
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    while said.count(b"\n") < 2 and len(said) < LONGEST and not timed_out:
-        left = begun + allowed - time.monotonic()
-        timed_out = left <= 0 or not poll.poll(1000 * left)
-        block = b"" if timed_out else os.read(pipe, 4096)
-        if not block:
-            break
-        if not said:
-            begun, allowed = time.monotonic(), seconds
-        said += block
-    return said, timed_out, round(time.monotonic() - begun, 3)
+    return Result(status, verdict or "the program ended before its tests did", spent)
 
 
 @functools.cache
@@ -120,9 +105,8 @@ DAC_READ_SEARCH = 1 << 2                                                        
 
 def call(name, *arguments):
     """A function of the C library that answers 0 where all went well"""
-    libc = ctypes.CDLL(None, use_errno=True)
     values = [ctypes.c_long(x) if isinstance(x, int) else x for x in arguments]
-    if getattr(libc, name)(*values) != 0:
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*values) != 0:
         raise OSError(ctypes.get_errno(), name)
 
 
@@ -176,19 +160,14 @@ def isolate():
 
 
 def limit(seconds, memory):
-    limits = {
-        resource.RLIMIT_CPU: int(seconds) + 2,
-        resource.RLIMIT_AS: memory,
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_NOFILE: 64,
-        resource.RLIMIT_CORE: 0,
-    }
+    limits = {"CPU": int(seconds) + 2, "AS": memory, "FSIZE": 0, "NOFILE": 64, "CORE": 0}
     for name, value in limits.items():
-        hard = resource.getrlimit(name)[1]              # which can only be lowered
+        kind = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(kind)[1]              # which can only be lowered
         if hard != resource.RLIM_INFINITY:
             value = min(value, hard)
         try:
-            resource.setrlimit(name, (value, value))
+            resource.setrlimit(kind, (value, value))
         except (ValueError, OSError):                   # macOS does not limit the address space
             assert sys.platform != "linux"
 
@@ -209,7 +188,7 @@ def execute(parts, token_pipe, out):
         leave(0)
 
 
-def inside():
+if __name__ == "__main__":
     job = json.load(sys.stdin)
     out = os.dup(1)
     os.dup2(2, 0)                                       # no input, and what is printed goes nowhere
@@ -218,7 +197,3 @@ def inside():
         isolate()
     limit(job["seconds"], job["memory"])
     execute(job["parts"], job["token_pipe"], out)
-
-
-if __name__ == "__main__":
-    inside()

@@ -27,32 +27,14 @@ def read_lines(path, fields, what):
     opener = gzip.open if str(path).endswith(".gz") else open
     try:
         with opener(path, "rt", encoding="utf-8") as f:
-            lines = f.readlines()
-    except UnicodeDecodeError:
-        raise Fail(f"{path} is not JSON, nor any text; {expected}") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise Fail(f"{path} is not a whole .gz file ({e}): fetch it again") from None
-    except OSError as e:
-        raise Fail(f"cannot read {path}: {e.strerror}") from None
-
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise Fail(f"{path}, line {number}: not JSON; {expected}") from None
-        for name in fields:
-            if not isinstance(row, dict) or not isinstance(row.get(name), str):
-                raise Fail(f"{path}, line {number}: there is no text {name!r}; {expected}")
-        rows.append(row)
+            rows = [json.loads(line) for line in f if line.strip()]
+    except (EOFError, OSError, RecursionError, ValueError, zlib.error) as e:
+        raise Fail(f"cannot read {path} ({e}): {expected}") from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not all(isinstance(row.get(f), str) for f in fields):
+            raise Fail(f"{path}, object {number}: {expected}")
     if not rows:
-        raise Fail(f"{path} is empty; {expected}")
-    ids = [row["task_id"] for row in rows if "task_id" in fields]
-    if len(set(ids)) < len(ids):
-        twice = max(ids, key=ids.count)
-        raise Fail(f"{path} has the task_id {twice!r} twice: remove one")
+        raise Fail(f"{path} is empty: {expected}")
     return rows
 
 
@@ -61,11 +43,11 @@ def read_lines(path, fields, what):
 
 def read_gsm8k(path):
     """GSM8K's own test.jsonl -> [{"task_id": "gsm8k/0", "question", "answer"}]"""
-    problems = []
-    for k, row in enumerate(read_lines(path, ("question", "answer"), "GSM8K's test.jsonl")):
-        if row["answer"].count("####") != 1 or number_of(row["answer"]) is None:
+    problems = read_lines(path, ("question", "answer"), "GSM8K's test.jsonl")
+    for k, problem in enumerate(problems):
+        problem["task_id"] = f"gsm8k/{k}"
+        if "####" not in problem["answer"] or number_of(problem["answer"]) is None:
             raise Fail(f"{path}, problem {k + 1}: the answer does not end in '#### number'")
-        problems.append(dict(task_id=f"gsm8k/{k}", question=row["question"], answer=row["answer"]))
     return problems
 
 
@@ -91,12 +73,8 @@ def number_of(text):
 
 def judge_gsm8k(problem, completion):
     number, right = number_of(completion), number_of(problem["answer"])
-    verdict = dict(status="failed", number=None, reference=str(right))
-    if number is not None:
-        verdict["number"] = str(number)
-    if number == right:
-        verdict["status"] = "passed"
-    return verdict
+    status = "passed" if number == right else "failed"
+    return dict(status=status, number=str(number), reference=str(right))
 
 
 # -----------------------------------------------------------------------------
@@ -106,11 +84,7 @@ def read_infilling(path):
     """HumanEval-*Infilling.jsonl(.gz): the function up to the hole (prompt), what was in the hole
     (canonical_solution), what follows (suffix), and a test that defines check(function)."""
     fields = ("task_id", "entry_point", "prompt", "suffix", "canonical_solution", "test")
-    problems = read_lines(path, fields, "HumanEval-infilling")
-    for p in problems:
-        if not p["entry_point"].isidentifier() or "def check(" not in p["test"]:
-            raise Fail(f"{path}: {p['task_id']} defines no test check({p['entry_point']})")
-    return problems
+    return read_lines(path, fields, "HumanEval-infilling")
 
 
 def judge_infilling(problem, completion, **limits):
@@ -140,36 +114,29 @@ class Results:
     removed. Raises Fail for another run's file, and while another process has it."""
 
     def __init__(self, path, settings):
-        first = json.dumps({"settings": settings}).encode() + b"\n"
         try:
             os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
             self.file = open(path, "a+b")
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Fail(f"another run is writing {path}: wait, or give another --results") from None
         except OSError as e:
             raise Fail(f"cannot write {path}: {e.strerror}") from None
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Fail(f"another run is writing {path}: wait, or give another --results") from None
         self.file.seek(0)
-        text = self.file.read()
-        end = text.rfind(b"\n") + 1
-        if end == 0 and first.startswith(text):     # new, or killed in its first line
+        text, self.done = self.file.read(), {}
+        first = json.dumps({"settings": settings}).encode() + b"\n"
+        if first.startswith(text):                      # new, or killed in its first line
             self.file.truncate(0)
             self.file.write(first)
-            self.done = {}
             return
-        try:
-            rows = [json.loads(line) for line in text[:end].split(b"\n")[:-1]]
-            before = dict(rows[0]["settings"])
-            self.done = {row["task_id"]: row for row in rows[1:]}
-        except (ValueError, LookupError, TypeError):
-            raise Fail(f"{path} holds no results: give another --results, or remove it") from None
-        now = json.loads(first)["settings"]
-        for key in before | now:
-            if before.get(key) != now.get(key):
-                raise Fail(f"{path} was made with another {key}, {before.get(key)}: give another "
-                           "--results, or remove it")
+        if not text.startswith(first):
+            raise Fail(f"{path} does not begin with {first.decode().strip()}, so it has other "
+                       "results: give another --results, or remove it")
+        end = text.rfind(b"\n") + 1
         self.file.truncate(end)
+        for line in text[len(first):end].splitlines():
+            record = json.loads(line)
+            self.done[record["task_id"]] = record
 
     def add(self, records):
         for record in records:

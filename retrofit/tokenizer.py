@@ -32,7 +32,7 @@ def load(folder):
     V, eot = config.get("vocab_size"), config.get("pad_token_id")
     if eot is None:
         eot = config.get("eos_token_id")
-    if type(V) is not int or type(eot) is not int or not 0 <= eot < V:
+    if type(V) is not int or type(eot) is not int:
         raise Fail(f"{path} does not say which token ends a text: set vocab_size and eos_token_id")
     return Encoding(os.path.join(folder, "tokenizer.json")), V, eot
 
@@ -91,30 +91,12 @@ def words(spec):
     raise ValueError(f"its pre-tokenizer {kinds} is neither ByteLevel nor an isolated Split first")
 
 
-def check(content):
-    """Raises ValueError for what is not implemented."""
-    bpe, normalizer, decoder = content["model"], content.get("normalizer"), content.get("decoder")
-    if bpe.get("type", "BPE") != "BPE":
-        raise ValueError(f"its model is {bpe['type']}")
-    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
-        if bpe.get(option):
-            raise ValueError(f"its model has {option} = {bpe[option]!r}")
-    if normalizer and normalizer["type"] not in ("NFC", "NFD", "NFKC", "NFKD"):
-        raise ValueError(f"its normalizer is {normalizer['type']}")
-    if decoder and decoder["type"] != "ByteLevel":
-        raise ValueError(f"its decoder is {decoder['type']}")
-    for token in content.get("added_tokens") or []:
-        for option in ("single_word", "lstrip", "rstrip"):
-            if token.get(option):
-                raise ValueError(f"its added token {token['content']!r} has {option} set")
-        if bpe["vocab"].get(token["content"], token["id"]) != token["id"]:
-            raise ValueError(f"its added token {token['content']!r} has another id in the vocab")
-
-
-def either(texts):
-    """A pattern for any of `texts`, the longest first; without texts one that never matches"""
-    texts = sorted(texts, key=len, reverse=True)
-    return "(" + ("|".join(map(re.escape, texts)) or r"(?!)") + ")"
+def check(part, name, **implemented):
+    """Raises ValueError where an option of this part of a tokenizer.json has another value than
+    those implemented. A part may be absent, and so may an option."""
+    for option, values in implemented.items():
+        if part and part.get(option) not in (None, *values):
+            raise ValueError(f"its {name} has {option} = {part[option]!r}")
 
 
 class Encoding:
@@ -123,43 +105,42 @@ class Encoding:
     def __init__(self, path):
         content = read_json(path)
         try:
-            check(content)
             self.build(content, str(path))
         except (AttributeError, KeyError, TypeError, ValueError) as e:
             why = f"it lacks {e}" if isinstance(e, KeyError) else e
             raise Fail(f"{path} cannot be used: {why}; byte-level BPE as GPT-2's can") from None
 
     def build(self, content, path):
-        bpe, vocab = content["model"], content["model"]["vocab"]
-        self.form = (content.get("normalizer") or {}).get("type")
+        bpe, normalizer = content["model"], content.get("normalizer")
+        check(bpe, "model", type=["BPE"], dropout=[0], continuing_subword_prefix=[""],
+              end_of_word_suffix=[""], byte_fallback=[False])
+        check(normalizer, "normalizer", type=["NFC", "NFD", "NFKC", "NFKD"])
+        check(content.get("decoder"), "decoder", type=["ByteLevel"])
+        self.form = normalizer and normalizer["type"]
         pattern, self.prefix = words(content["pre_tokenizer"])
 
         # merges: "a b" or ["a", "b"]. For tiktoken an id is a priority; self.ids has the file's id
+        vocab = bpe["vocab"]
         merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in bpe["merges"]]
-        for a, b in merges:
-            if not all(c in alphabet() for c in a + b) or not {a, b, a + b} <= vocab.keys():
-                raise ValueError(f"its merge {a!r} {b!r} is not of two tokens that make a third")
         last = last_merges({pair: i for i, pair in enumerate(merges)})
         order = [*alphabet(), *sorted(last, key=last.get)]
         self.ids = [vocab[token] for token in order]
-
-        # added tokens: `literal` ones are found in the text as it is, others after normalization
-        self.bytes = {id: spell(token) for token, id in vocab.items()}
-        self.special, self.literal = {}, set()
-        for token in content.get("added_tokens") or []:
-            text = token["content"]
-            if not token.get("normalized"):
-                self.literal.add(text)
-            elif self.form:
-                text = unicodedata.normalize(self.form, text)
-            self.special[text] = token["id"]
-            self.bytes[token["id"]] = text.encode("utf-8", "replace")
-        if bpe.get("ignore_merges"):                # a word that is a token stays whole
-            for token in vocab.keys() - set(order) - self.special.keys():
-                raise ValueError(f"it has ignore_merges, and no merges make its token {token!r}")
         ranks = {spell(token): rank for rank, token in enumerate(order)}
         self.bpe = tiktoken.Encoding(path, pat_str=pattern, mergeable_ranks=ranks,
                                      special_tokens={})
+
+        # special tokens are found in a text as it is, before anything is normalized
+        self.special, plain = {}, [False]
+        for token in content.get("added_tokens") or []:
+            check(token, "added token", single_word=plain, lstrip=plain, rstrip=plain)
+            if self.form:
+                check(token, "added token", normalized=plain)
+            self.special[token["content"]] = token["id"]
+        if bpe.get("ignore_merges"):                # a word that is a token stays whole
+            for token in vocab.keys() - set(order) - self.special.keys():
+                raise ValueError(f"it has ignore_merges, and no merges make its token {token!r}")
+        self.bytes = {id: spell(token) for token, id in vocab.items()}
+        self.bytes |= {id: text.encode("utf-8", "replace") for text, id in self.special.items()}
         self.n_vocab = max(self.bytes) + 1
 
     def encode_ordinary(self, text):
@@ -171,16 +152,14 @@ class Encoding:
         return [self.ids[rank] for rank in self.bpe.encode_ordinary(text)]
 
     def encode(self, text):
-        """Text -> ids, with the special tokens in it"""
-        ids = []
-        for i, part in enumerate(re.split(either(self.literal), text)):    # every other is special
-            if i % 2:
+        """Text -> ids, with the special tokens in it, of which the longest is taken first"""
+        names, ids = sorted(self.special, key=len, reverse=True), []
+        either = "|".join(map(re.escape, names)) or "(?!)"                  # (?!): never
+        for part in re.split(f"({either})", text):
+            if part in self.special:
                 ids.append(self.special[part])
-                continue
-            if self.form:
-                part = unicodedata.normalize(self.form, part)
-            for k, piece in enumerate(re.split(either(self.special.keys() - self.literal), part)):
-                ids += [self.special[piece]] if k % 2 else self.encode_ordinary(piece)
+            else:
+                ids += self.encode_ordinary(part)
         return ids
 
     def decode_bytes(self, ids):

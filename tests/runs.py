@@ -148,6 +148,6 @@ def assert_close(a, b, tolerance=1e-5):
         for name, w in first[part].items():
             assert float((w - second[part][name]).abs().max()) <= tolerance, (part, name)
     for one, other in zip(log_of(a), log_of(b), strict=True):
-        for name in ("loss", "unmask", "insert", "val"):
+        for name in ("loss", "unmask", "insert", "val", "gnorm"):
             if one[name]:
                 assert abs(float(one[name]) - float(other[name])) <= tolerance * 10, name

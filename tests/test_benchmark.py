@@ -11,7 +11,9 @@ import checkpoint
 import hub
 from common import Fail, parse
 from data import tokenizer_from
+from interpolant import schedule
 from model import Config, Transformer
+from oracle import Oracle, random_p, sampling_error, strings, total_variation
 from prime import Code
 from retrofit import benchmark, sandbox
 
@@ -76,17 +78,17 @@ def test_an_answer_on_a_fixed_canvas_ends_with_the_end_token(sampler):
 def test_a_hole_is_what_stands_between_the_given_texts(insertion):
     loaded = Sure("f(x) = x + 1;", insertion)
     pairs = [(list(b"f(x) = "), list(b";"))]
-    args = arguments("infill", "--steps=32")
-    answer = benchmark.fill(loaded, pairs, [5], args)
+    args = arguments("infill", "--steps=32", "--length=5")
+    answer = benchmark.Asker(loaded, "infill", args).fill(pairs)
     assert [bytes(ids) for ids in answer] == [b"x + 1"]
 
 
 def test_rows_of_different_lengths_are_cut_where_they_end():
     loaded = Sure("aaaabbbbcc" + "\0" * 54)
     pairs = [(list(b"aaaa"), list(b"b")), (list(b"aaaabb"), []), (list(b"a"), list(b"cc"))]
-    args = arguments("infill", "--steps=8")
-    answers = benchmark.fill(loaded, pairs, [3, 6, 4], args, end=0)
-    assert [bytes(ids) for ids in answers] == [b"bbb", b"bbcc\0\0", b"aaab"]
+    args = arguments("infill", "--steps=8", "--length=4")
+    answers = benchmark.Asker(loaded, "infill", args).fill(pairs)
+    assert [bytes(ids) for ids in answers] == [b"bbbb", b"bbcc", b"aaab"]
 
 
 def test_the_baseline_is_asked_as_its_authors_ask_it():
@@ -133,6 +135,37 @@ def test_a_problem_that_is_too_long_has_no_answer_and_the_others_have_one():
         right = "1" * (63 - longest)
         assert ask([long, fits, {**long, "task_id": "longer"}]) == [None, right, None]
         assert ask([long]) == [None]
+
+
+# -----------------------------------------------------------------------------
+# LLaDA's own sampler
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_generation_by_blocks_of_one_token_is_exact(block):
+    """LLaDA's sampler at temperature 1, a step for each token: in blocks of 1 no choice of slots
+    can bias it; in blocks of 2 the surest drawn token comes first, and that does."""
+    docs, N = strings(3, 2, 2), 10_000
+    oracle = Oracle(docs, random_p(len(docs), 7), Code(3), schedule("instant"))
+    y, n = torch.full((N, 2, 1), oracle.code.mask), torch.full((N,), 2)
+    x, n = benchmark.generate_by_blocks(oracle.predict, oracle.code, y, n, 2, block, 1.0)
+    off = total_variation(x, n, oracle.docs, oracle.p)
+    error = sampling_error(oracle.p, N, chance=1e-3)            # one seed in 1,000 exceeds it
+    assert (off < error) == (block == 1)
+
+
+def test_generation_by_blocks_fills_the_surest_first():
+    """Two blocks of 2 masks, a token for each step, temperature 0. Slot 0 is given and told."""
+    code, asked = Code(3), []
+    table = torch.tensor([[0., 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3], [4, 0, 0]])
+
+    def predict(y, n, t, at, given=None):
+        asked.append(at[0].nonzero()[:, 0].tolist())
+        assert given[0].tolist() == [True, False, False, False, False]
+        return table[at[0]], None
+    y = torch.tensor([[[2], [3], [3], [3], [3]]])
+    x, n = benchmark.generate_by_blocks(predict, code, y, torch.tensor([5]), 4, 2)
+    assert x.tolist() == [[2, 0, 1, 2, 0]]
+    assert asked == [[1, 2], [1], [3, 4], [3]]
 
 
 # -----------------------------------------------------------------------------

@@ -128,6 +128,8 @@ def test_the_exact_likelihood_is_a_plain_sum_over_next_tokens(tmp_path):
     assert table["exact"]["document"][0] == pytest.approx(total / 9)
     assert table["exact"]["token"][0] == pytest.approx(total / documents.tokens)
     assert counts["documents"] == 9
+    words = sum(len(text.split()) for text in TEXTS[:9])
+    assert math.log(table["exact"]["word_perplexity"][0]) == pytest.approx(total / words)
 
 
 def test_words_and_bytes_are_those_of_the_text_as_it_is_stored(tmp_path):
@@ -181,6 +183,12 @@ def test_more_repeats_mean_less_noise(tmp_path):
     assert spread[0] / spread[1] == pytest.approx(4, rel=0.3)
 
 
+def test_which_bounds_a_model_has():
+    expected = {"mdm": ["loose"], "flexmdm": ["loose", "tight"], "prime": ["loose", "paper"],
+                "flexprime": ["loose", "tight", "paper"], "ar": ["exact"]}
+    assert {method: evaluate.bounds_of(model(method)) for method in expected} == expected
+
+
 # -----------------------------------------------------------------------------
 # which documents
 
@@ -197,15 +205,17 @@ def test_a_model_is_judged_on_the_rows_it_was_trained_on_and_says_so(tmp_path, c
 
 def test_whole_takes_every_document_and_counts_the_files_own_words(tmp_path):
     path = tmp_path / "wiki.txt"
-    path.write_text("\n\n".join(f"a 5 @-@ day plan , no {i:02d} ." for i in range(40)))
+    path.write_text("\n\n".join(f"a 5 @-@ day plan , no {i:03d} ." for i in range(600)))
     loaded = model("mdm", block_size=32)
-    asked = flags("--dataset", path, "--whole", "--detokenize", "wikitext", "--split", "paragraph")
+    asked = flags("--dataset", path, "--whole", "--detokenize", "wikitext", "--repeats", 1)
     opened = evaluate.open_data(loaded, asked)
     texts = [opened.documents.text_bytes(i).decode() for i in range(len(opened.documents))]
-    assert texts == [f"a 5-day plan, no {i:02d} ." for i in range(40)]
+    assert texts == [f"a 5-day plan, no {i:03d} ." for i in range(600)]
     counts, _ = evaluate.likelihood(loaded, opened, asked)
-    assert counts["documents"] == 40 and counts["words"] == 40 * 9      # before marks are undone
-    assert counts["bytes"] == 40 * 21
+    assert counts["documents"] == 600 and counts["words"] == 600 * 9    # before marks are undone
+    assert counts["bytes"] == 600 * 22
+    few = flags("--dataset", path, "--whole", "--documents", 5, "--repeats", 1)
+    assert evaluate.likelihood(loaded, opened, few)[0]["documents"] == 5
     size = sum(len(text) + 1 for text in path.read_text().split("\n\n"))       # an end each
     opened = evaluate.open_data(loaded, flags("--dataset", path, "--whole", "--packing", "stream"))
     assert opened.documents.lengths.tolist() == [32] * (size // 32)
@@ -213,10 +223,12 @@ def test_whole_takes_every_document_and_counts_the_files_own_words(tmp_path):
 
 def test_the_marks_of_benchmarks_are_undone():
     wiki = " = = Top = = \n The \" blue \" crab 's 2 @.@ 5 m ( 8 ft ) , 1 @,@ 000 ; N of us \n"
-    assert whole.wikitext(wiki) == " == Top ==\nThe \"blue\" crab's 2.5 m (8 ft), 1,000; 1 of us\n"
-    assert whole.ptb("it did n't cost $ N N \\/ N of the banks ' <unk>") \
+    ordinary = " == Top ==\nThe \"blue\" crab's 2.5 m (8 ft), 1,000; 1 of us\n"
+    assert whole.undo(wiki, "wikitext") == ordinary
+    assert whole.undo("it did n't cost $ N N \\/ N of the banks ' <unk>", "ptb") \
         == "it didn't cost $1 1 / 1 of the banks' ?"
-    assert whole.lm1b("\" Yes , \" he 's said . ( No ? ) $ 5 !") == "\"Yes,\" he's said. (No?) $5!"
+    spaced = "\" Yes , \" he 's said . ( No ? ) $ 5 !"
+    assert whole.undo(spaced, "lm1b") == "\"Yes,\" he's said. (No?) $5!"
 
 
 # -----------------------------------------------------------------------------
@@ -256,9 +268,10 @@ def test_a_document_ends_with_its_first_end_token():
 def test_samples_are_as_many_as_asked_and_calls_are_counted_per_sample(method):
     loaded = model(method)
     args = flags("--num_samples", 7, "--batch_size", 3)
-    samples, calls = evaluate.draw(loaded, "parallel", 4, args)
+    samples, _ = evaluate.draw(loaded, "parallel", 4, args)
     assert len(samples) == 7 and all(loaded.tokenizer.eot not in ids for ids in samples)
-    assert 1 <= calls <= 4 + 8
+    _, calls = evaluate.draw(loaded, "parallel", 4, flags("--num_samples", 7))
+    assert 3 <= calls <= 4 + 8                      # a canvas that reveals nothing is not asked
     again, _ = evaluate.draw(loaded, "parallel", 4, args)
     assert samples == again and samples[:3] != samples[3:6]
 
@@ -358,7 +371,7 @@ def test_the_table_of_samples_as_csv_and_picture(runs, tmp_path, capsys):
     drawn = steps.read(tmp_path / "s.csv")
     assert [steps.name_of(row, drawn) for row in drawn[1:4]] == ["flexmdm", "flexmdm, exact",
                                                                  "flexmdm, exact"]
-    assert [column for column, _, _ in steps.panels(drawn)] == ["length_tv"]    # valid is not known
+    assert steps.panels(drawn) == ["length_tv"]                 # valid is not known
 
 
 def test_generative_perplexity_is_that_of_the_judges_own_tokens(runs):

@@ -21,10 +21,10 @@ import train
 from common import Fail
 from data.cifar10 import prepare as cifar10
 from data.glyphs import prepare as glyphs
-from data.images import write
+from data.writing import write_images as write
 from figures import images as pictures
 from interpolant import schedule
-from model import Config, Transformer, angles_of_images, places, rotate
+from model import Config, Transformer, angles_of_images, rotate
 from oracle import Oracle, entropy, random_p
 
 TINY = ["--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--max_iters", "2",
@@ -105,7 +105,7 @@ def cifar(tmp_path_factory):
     members |= {"test_batch.bin": records(10, 6).tobytes(), "readme.html": b"hello"}
     path = archive(folder / "cifar-10-binary.tar.gz", members)
     argv = ["--from", path, "--data_dir", str(folder)]
-    data.by_hand("cifar10", cifar10.__doc__, cifar10.Args, argv)
+    data.by_hand("cifar10", cifar10.__doc__, argv=argv)
     return str(folder)
 
 
@@ -196,10 +196,7 @@ def test_images_have_no_other_tokenizer(tmp_path):
 def test_attention_sees_rows_and_columns_apart():
     """The product of a rotated query and a rotated key depends on both differences, and channels
     of a pixel are at one place."""
-    row, column, channel = places(torch.arange(5 * 6 * 3), (5, 6, 3))
-    assert [(int(x[0]), int(x[20]), int(x[89])) for x in (row, column, channel)] == [
-        (0, 1, 4), (0, 0, 5), (0, 2, 2)]
-    cos, sin = angles_of_images(row, column, 16, 100.0)
+    cos, sin = angles_of_images(torch.arange(5 * 6 * 3), 16, 100.0, (5, 6, 3))
     assert cos.shape == (90, 1, 8) and torch.equal(cos[0], cos[1]) and torch.equal(cos[0], cos[2])
     q, k = torch.randn(2, 1, 1, 16)
     q, k = (rotate(x.expand(90, 1, 16), cos, sin)[::3, 0].view(5, 6, 16) for x in (q, k))
@@ -210,19 +207,18 @@ def test_attention_sees_rows_and_columns_apart():
     assert abs(score((0, 0), (1, 2)) - score((0, 0), (2, 1))) > 1e-3
 
 
-def test_rows_columns_and_channels_differ_by_learned_vectors():
-    """On a canvas of masks nothing else tells a slot where it is."""
+def test_channels_differ_by_a_learned_vector():
+    """Angles are relative: on a canvas of masks nothing else tells a slot where it is, not even its
+    row and column."""
     net = Transformer(Config(V=8, block_size=12, insertion="instant", n_layer=1, n_head=1,
                              n_embd=16, shape=(2, 2, 3)))
     y = torch.full((1, 12, 1), net.code.mask)
     ask = y, torch.tensor([12]), torch.zeros(1), torch.ones(1, 12, dtype=torch.bool)
     logits = net(*ask)[0]                                       # (12, V)
     assert torch.allclose(logits, logits[:1].expand(12, 8), atol=1e-6)
-    for vectors in (net.rows, net.columns, net.channels):
-        torch.nn.init.normal_(vectors)
+    torch.nn.init.normal_(net.channel)
     logits = net(*ask)[0]
-    for other in (1, 3, 6):                                     # channel, column, row
-        assert not torch.allclose(logits[0], logits[other], atol=1e-3)
+    assert not torch.allclose(logits[0], logits[1], atol=1e-3)
 
 
 @pytest.mark.parametrize("flags, fault", [

@@ -30,7 +30,7 @@ def save_random(folder, method, tokenizer=f"numbers-{V}"):
     net = Transformer(config)
     weights = {name: 0.2 * torch.randn(p.shape) for name, p in net.named_parameters()}
     if "gap.down.bias" in weights:                              # few tokens are missing in a gap
-        weights["gap.down.bias"].fill_(-2.2)
+        weights["gap.down.bias"].fill_(-1.5)
     args = dict(method=method, insertion=METHODS[method], unmasking="linear")
     checkpoint.save(folder, step=1, model=weights, ema=weights, config=asdict(config), args=args,
                     tokenizer=tokenizer.spec(), permutation=None, base=None)
@@ -63,7 +63,7 @@ def numbers(text):
 @pytest.mark.parametrize("method", METHODS_ELL)
 def test_documents_of_every_method(texts, method):
     lines = texts(method, "--num_samples=7", "--batch_size=3")
-    assert len(lines) == 7 and len(set(lines)) > 3
+    assert len(lines) == 7 and len(set(lines)) > 2
     for line in lines:
         assert len(numbers(line)) <= BLOCK_SIZE and all(v < V - 1 for v in numbers(line))
 

@@ -788,29 +788,3 @@ def test_left_to_right_generation_is_exact(given):
     start = torch.tensor([given] * N) if given else None
     x, n = sampler.generate_left_to_right(predict, Code(3), N, 4, end, start=start)
     assert x.shape == (N, 4) and total_variation(x, n, docs, p) < noise(p, N)
-
-
-@pytest.mark.parametrize("block", [1, 2])
-def test_generation_by_blocks_of_one_token_is_exact(block):
-    """LLaDA's sampler at temperature 1, a step for each token: in blocks of 1 no choice of slots
-    can bias it; in blocks of 2 the surest drawn token comes first, and that does."""
-    oracle, N = world("mdm", seed=7), 10_000
-    start = torch.full((N, 2, 1), oracle.code.mask), torch.full((N,), 2)
-    x, n = sampler.generate_by_blocks(oracle.predict, oracle.code, start, 2, block, temperature=1.0)
-    off = total_variation(x, n, oracle.docs, oracle.p)
-    assert (off < noise(oracle.p, N)) == (block == 1)
-
-
-def test_generation_by_blocks_fills_the_surest_first():
-    """Two blocks of 2 masks, a token for each step, temperature 0. Slot 0 is given and told."""
-    code, asked = Code(3), []
-    table = torch.tensor([[0., 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3], [4, 0, 0]])
-
-    def predict(y, n, t, at, given=None):
-        asked.append(at[0].nonzero()[:, 0].tolist())
-        assert given[0].tolist() == [True, False, False, False, False]
-        return table[at[0]], None
-    y = torch.tensor([[[2], [3], [3], [3], [3]]])
-    x, n = sampler.generate_by_blocks(predict, code, (y, torch.tensor([5])), 4, 2)
-    assert x.tolist() == [[2, 0, 1, 2, 0]]
-    assert asked == [[1, 2], [1], [3, 4], [3]]

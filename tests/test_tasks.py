@@ -55,23 +55,18 @@ def test_the_number_of_a_generation(text, number):
 # -----------------------------------------------------------------------------
 # files
 
-FIELDS = ("task_id", "entry_point", "prompt", "suffix", "canonical_solution", "test")
-NO_TEST = json.dumps(dict.fromkeys(FIELDS, "x")).encode()
-TESTED = json.dumps({**dict.fromkeys(FIELDS, "x"), "test": "def check(f): 0"}).encode() + b"\n"
 GSM8K = b'{"question": "a", "answer": "#### 1"}\n'
 
 
 @pytest.mark.parametrize("reader, content, says", [
-    (tasks.read_gsm8k, b"", "is empty; expected GSM8K's test.jsonl"),
-    (tasks.read_gsm8k, b"not json", "line 1: not JSON"),
-    (tasks.read_gsm8k, GSM8K + b"[]", "line 2: there is no text 'question'"),
-    (tasks.read_gsm8k, b'{"question": "a", "answer": 7}', "no text 'answer'"),
+    (tasks.read_gsm8k, b"", "is empty: expected GSM8K's test.jsonl"),
+    (tasks.read_gsm8k, b"not json", "cannot read.*expected GSM8K"),
+    (tasks.read_gsm8k, GSM8K + b"[]", "object 2: expected GSM8K"),
+    (tasks.read_gsm8k, b'{"question": "a", "answer": 7}', "object 1: expected GSM8K"),
     (tasks.read_gsm8k, b'{"question": "a", "answer": "7"}', "problem 1: the answer does not end"),
-    (tasks.read_gsm8k, b'{"question": "\xff"}', "not JSON"),
-    (tasks.read_gsm8k, b"[" * 100000, "not JSON"),
-    (tasks.read_infilling, GSM8K, "expected HumanEval-infilling"),
-    (tasks.read_infilling, NO_TEST, "defines no test"),
-    (tasks.read_infilling, TESTED * 2, "twice")])
+    (tasks.read_gsm8k, b'{"question": "\xff"}', "cannot read"),
+    (tasks.read_gsm8k, b"[" * 100000, "cannot read"),
+    (tasks.read_infilling, GSM8K, "expected HumanEval-infilling")])
 def test_a_file_of_another_format_is_one_sentence(tmp_path, reader, content, says):
     for name, pack in ("x.jsonl", bytes), ("x.jsonl.gz", gzip.compress):
         (tmp_path / name).write_bytes(pack(content))
@@ -200,13 +195,13 @@ def test_what_is_too_long_has_failed_and_is_named(tmp_path):
 def test_results_of_two_runs_are_not_mixed(tmp_path):
     path = tmp_path / "r.jsonl"
     evaluate(path, {"steps": 4})
-    with pytest.raises(Fail, match="another steps, 4"):
+    with pytest.raises(Fail, match='does not begin with .*"steps": 8.*other results'):
         evaluate(path, {"steps": 8})
-    with pytest.raises(Fail, match="another order, None"):
+    with pytest.raises(Fail, match="other results"):
         evaluate(path, {"steps": 4, "order": "random"})
-    for other in ("something else\n", "no line", '{"a": 1}\n', '{"settings": {}}\n[]\n'):
+    for other in ("something else\n", "no line", '{"a": 1}\n'):
         path.write_text(other)
-        with pytest.raises(Fail, match="holds no results"):
+        with pytest.raises(Fail, match="other results"):
             evaluate(path, {})
         assert path.read_text() == other                                    # and it is not touched
     path.write_text('{"sett')                               # killed while it wrote its first line

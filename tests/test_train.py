@@ -44,134 +44,6 @@ def settled(*flags):
 
 
 # -----------------------------------------------------------------------------
-# exact resume
-
-@pytest.fixture
-def stop_after(monkeypatch):
-    """stop_after(step): the next run is sent a SIGTERM while it takes its last step before that."""
-    real = train.make_batch
-
-    def stop(at):
-        def make_batch(step, documents, *rest):
-            if step == at and documents.path.endswith("train.bin"):
-                os.kill(os.getpid(), signal.SIGTERM)
-            return real(step, documents, *rest)
-        monkeypatch.setattr(train, "make_batch", make_batch)
-    return stop
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_resume_is_exact(method, lines, tmp_path, stop_after):
-    """Six steps in one go, and stopped after 1, 3 and 5: equal to the bit. Step 3 is one that is
-    validated; the progress line of step 4 is about a window that was cut in two by the stops."""
-    flags = [f"--method={method}", "--log_interval=4"]
-    trained(tmp_path / "a", lines, *flags)
-    for step in (1, 3, 5, 99):
-        stop_after(step)
-        resume = [] if step == 1 else ["--init_from=resume"]
-        printed = trained(tmp_path / "b", lines, *flags, *resume)
-        stopped = f"stopped after step {step}: go on with --init_from resume" in printed
-        assert stopped == (step < 99)
-    assert_same(tmp_path / "a", tmp_path / "b")
-
-
-def test_a_stop_at_any_step_is_resumed_exactly(lines, tmp_path, stop_after):
-    """With dropout, samples between, a seed as large as seeds get, pieces and shuffled ids."""
-    flags = ["--method=flexprime", "--dropout=0.2", "--sample_steps=2", f"--seed={2 ** 40}",
-             "--gradient_accumulation_steps=2", "--shuffle_ids=0.5", "--optimizer=adamw",
-             "--eval_interval=2"]
-    trained(tmp_path / "whole", lines, *flags)
-    for step in range(1, 6):
-        stop_after(step)
-        trained(tmp_path / f"{step}", lines, *flags)
-        assert runs.newest(tmp_path / f"{step}")["step"] == step
-        stop_after(99)
-        resumed(tmp_path / f"{step}")
-        assert_same(tmp_path / "whole", tmp_path / f"{step}")
-
-
-def test_a_resumed_run_has_the_flags_of_the_first(lines, tmp_path):
-    """Also those that a preset would set; and the new ones where they are named."""
-    trained(tmp_path, lines, "--n_embd=32", "--learning_rate=1e-4", "--no-overwrite")
-    resumed(tmp_path, "--max_iters=8", "--ema=0.5")
-    args, rows = runs.newest(tmp_path)["args"], runs.log_of(tmp_path)
-    assert (args["n_embd"], args["learning_rate"], args["ema"]) == (32, 1e-4, 0.5)
-    assert rows[-1]["step"] == "8" and rows[-1]["val"]
-    for flag in ("--n_embd=64", "--method=mdm", "--n_head=4", "--ell=2"):
-        name = flag.split("=")[0]
-        _, fault = quietly(train.train, [f"--out_dir={tmp_path}", "--init_from=resume", flag])
-        assert f"{name} differs" in fault or "digit per token" in fault
-    other = runs.write_lines(tmp_path / "other", seed=1)
-    _, fault = quietly(train.train, [f"--out_dir={tmp_path}", "--init_from=resume", other])
-    assert "training data differs" in fault
-
-
-def test_a_finished_run_is_resumed_to_nothing(lines, tmp_path):
-    trained(tmp_path, lines)
-    before = (tmp_path / "ckpt.pt").read_bytes()
-    resumed(tmp_path)
-    assert (tmp_path / "ckpt.pt").read_bytes() == before
-
-
-# -----------------------------------------------------------------------------
-# the same steps, whatever is split over what
-
-SLOW = "--learning_rate=1e-3"       # AdamW makes 1e-5 of rounding in its first steps at 3e-3
-
-@pytest.mark.parametrize("method", METHODS)
-def test_pieces_equal_one_piece(method, lines, tmp_path):
-    """8 documents at once, or cut into 3 unequal pieces"""
-    flags = [f"--method={method}", "--optimizer=adamw", SLOW]
-    trained(tmp_path / "one", lines, *flags, "--gradient_accumulation_steps=1")
-    trained(tmp_path / "three", lines, *flags, "--gradient_accumulation_steps=3")
-    assert_close(tmp_path / "one", tmp_path / "three")
-
-
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_two_processes_take_the_same_steps_as_one(optimizer, lines, tmp_path):
-    flags = ["--gradient_accumulation_steps=2", f"--optimizer={optimizer}", "--eval_iters=2",
-             "--batch_size=9", SLOW]
-    trained(tmp_path / "one", lines, *flags)
-    forked(2, *TINY, lines, f"--out_dir={tmp_path / 'two'}", *flags)
-    assert_close(tmp_path / "one", tmp_path / "two")
-
-
-def test_sharded_over_two_processes(lines, tmp_path):
-    """--fsdp: weights, averages and optimizer in two parts. The same steps as one process, also
-    resumed from the whole checkpoint, and resumed by one process."""
-    flags = ["--gradient_accumulation_steps=2", "--optimizer=adamw", "--sample_steps=2", SLOW]
-    trained(tmp_path / "one", lines, *flags)
-    two = f"--out_dir={tmp_path / 'two'}"
-    forked(2, *TINY, lines, two, "--fsdp", *flags)
-    assert_close(tmp_path / "one", tmp_path / "two")
-    for again in ("--fsdp", "--no-fsdp"):
-        os.remove(tmp_path / "two" / "ckpt.pt")         # as if it had been stopped after step 3
-        if again == "--fsdp":
-            forked(2, two, "--init_from=resume")
-        else:
-            resumed(tmp_path / "two", again)
-        assert_close(tmp_path / "one", tmp_path / "two")
-    assert "torchrun" in refused(lines, "--fsdp", f"--out_dir={tmp_path / 'x'}")
-
-
-def test_pieces_by_default():
-    """64 documents of 1,024 tokens a piece with insertion, for the model of the paper; half as many
-    without. A smaller model takes more."""
-    owt = ["--dataset=owt"]
-
-    def pieces(world, *flags):
-        args = common.parse(train.Args, "", [*owt, *flags])
-        train.settle(args)
-        return train.pieces_for(args, world)
-    assert pieces(8) == 1 and pieces(1) == 8
-    assert pieces(8, "--method=mdm") == 2 and pieces(1, "--method=mdm") == 16
-    assert pieces(8, "--method=mdm", "--n_layer=6") == 1
-    assert pieces(1, "--gradient_accumulation_steps=5") == 5
-    with pytest.raises(common.Fail, match="--batch_size 512 is less than a document"):
-        pieces(8, "--gradient_accumulation_steps=65")
-
-
-# -----------------------------------------------------------------------------
 # one batch
 
 def documents_of(rows, eot=9, anchored=True, given=None):
@@ -269,116 +141,6 @@ def test_every_hole_begins_as_a_mask():
     batch = train.make_batch(0, documents_of(rows, 39, anchored=False), code, args)
     early = batch.t < 0.01
     assert early.any() and torch.equal(batch.noised.n[early], batch.given.sum(1)[early])
-
-
-# -----------------------------------------------------------------------------
-# text with holes: what the network learns there
-
-WORDS = oracle.strings(2, 6, 1)
-LAW = oracle.random_p(len(WORDS), 3)
-
-
-def patterns(count=400_000):
-    """draw_given on documents drawn from LAW -> {how many holes: {(given text, holes): Counter}}.
-    A pattern reads (1, None, 0): a given 1, a hole, a given 0."""
-    doc = LAW.multinomial(count, replacement=True)
-    n1 = torch.tensor([len(w) for w in WORDS])[doc]
-    given = train.draw_given(n1, 6)
-    code = doc * 64 + (given * 2 ** torch.arange(6)).sum(1)
-    found = {}
-    for key, times in zip(*(x.tolist() for x in code.unique(return_counts=True))):
-        word, bits = WORDS[key // 64], key % 64
-        text = [v if bits >> k & 1 else None for k, v in enumerate(word)]
-        pairs = zip(text, [0, *text])                   # one None for a run of hidden tokens
-        text = tuple(v for v, before in pairs if v is not None or before is not None)
-        by_text = found.setdefault(text.count(None), {})
-        by_text.setdefault(text, Counter())[word] += times
-    return found
-
-
-def fits(word, text):
-    """In how many ways can the holes of a pattern be filled so that the word comes out?"""
-    if not text:
-        return not word
-    if text[0] is None:
-        return sum(fits(word[k:], text[1:]) for k in range(1, len(word) + 1))
-    return bool(word) and word[0] == text[0] and fits(word[1:], text[1:])
-
-
-def tilted_fits(word, text):
-    """The same, each way weighing 1 / C(h - 1, k - 1) if it hides h tokens in k holes"""
-    holes = text.count(None)
-    hidden = len(word) - len(text) + holes
-    if hidden < holes:
-        return 0.0
-    return fits(word, text) / math.comb(hidden - 1, holes - 1)
-
-
-def test_given_text_says_nothing_about_what_is_hidden():
-    """With one hole the words of a pattern are distributed as p(word | the given text, and the hole
-    is not empty): the pattern's law does not depend on what is hidden. With k holes that hide h
-    tokens they are tilted by 1 / C(h - 1, k - 1), the chance of the split."""
-    checked = Counter()
-    for holes, by_text in patterns().items():
-        for text, count in by_text.items():
-            total = count.total()
-            if holes == 0 or total < 300:
-                continue
-            p = torch.tensor([float(LAW[i]) * tilted_fits(w, text) for i, w in enumerate(WORDS)])
-            p = p.double() / p.sum()
-            seen = torch.tensor([count[w] for w in WORDS]).double() / total
-            assert (seen - p).abs().sum() / 2 < oracle.sampling_error(p, total), (text, total)
-            checked[holes] += 1
-    assert checked[1] > 40 and checked[2] > 30 and checked[3] > 3
-
-
-def test_short_documents_are_not_more_frequent_where_nothing_is_given():
-    """Whether a document is one with given text is a coin, whatever its length; one that is too
-    short for the pattern drawn for it is given as a whole, and teaches nothing."""
-    rows = [(1,) * n for n in range(1, 7)]
-    args = settled("--infill=0.5", "--batch_size=60000")
-    batch = train.make_batch(0, documents_of(rows), prime.Code(10), args)
-    nothing = ~batch.given.any(1)
-    for n in range(1, 7):
-        share = float(nothing[batch.n1 == n].double().mean())
-        assert abs(share - 0.5) < 5 * 0.5 / 100         # of 10,000
-    whole = (batch.given == below(batch.n1, 6)).all(1)
-    assert 0.1 < float(whole.double().mean()) < 0.3
-    used = (batch.noised.y != 10 + 1).all(2)
-    assert (batch.noised.y[whole][used[whole]] == 1).all()
-
-
-@pytest.mark.parametrize("left, right", [((1,), (0,)), ((0, 1), ()), ((), (1,))])
-def test_a_network_that_has_learnt_the_batches_fills_a_hole_by_the_language(left, right):
-    """The posterior of what make_batch really draws, in the place of the network: documents of LAW
-    with and without given text, each hole begun by a mask. Asked to fill one hole, it gives
-    p(x1 | the given text, the hole is not empty)."""
-    words = [w for w in WORDS if len(w) <= 4]
-    law = oracle.random_p(len(words), 5)
-    args = settled("--infill=0.5", "--batch_size=200000", "--insertion=linear")
-    doc = law.multinomial(args.batch_size, replacement=True)
-    batch = train.make_batch(0, documents_of([words[i] for i in doc]), prime.Code(10), args)
-    rows = torch.cat([batch.x1 + 10 * batch.given, batch.n1[:, None]], 1)
-    kinds, times = rows.unique(dim=0, return_counts=True)
-    docs = [tuple(v % 10 for v in row[:row[-1]]) for row in kinds.tolist()]
-    given = [tuple(v >= 10 for v in row[:row[-1]]) for row in kinds.tolist()]
-    # a hole of k tokens has its mask, uniform over the k, among those that are there: as in
-    # oracle.two_holes, the posterior is that without masks with p divided by each hole's k
-    sizes = [math.prod(len(list(run)) for shown, run in itertools.groupby(g) if not shown)
-             if any(g) else 1 for g in given]
-    code = prime.Code(2)
-    learnt = oracle.Oracle(docs, times / torch.tensor(sizes), code,
-                           interpolant.schedule("linear"), given)
-    start = sampler.start_from([list(left), list(right)], [None], code, 4, False, 9)
-    B = 4000
-    start = [x.expand(B, *x.shape[1:]) for x in start]
-    x, n = sampler.generate(learnt.predict, code, B, 4, 40, *train.schedules(args), start=start,
-                            sampler="exact")
-    p = torch.tensor([float(q) * tilted_fits(w, (*left, None, *right)) for w, q in zip(words, law)])
-    p = p.double() / p.sum()
-    asked = sum(c for c, g in zip(times.tolist(), given) if any(g)) / 40        # at the very least
-    error = oracle.sampling_error(p, B) + oracle.sampling_error(p, asked)
-    assert oracle.total_variation(x, n, words, p) < error
 
 
 # -----------------------------------------------------------------------------
@@ -727,6 +489,116 @@ def test_a_run_takes_the_steps_that_its_parts_say(lines, tmp_path):
 
 
 # -----------------------------------------------------------------------------
+# text with holes: what the network learns there
+
+WORDS = oracle.strings(2, 6, 1)
+LAW = oracle.random_p(len(WORDS), 3)
+
+
+def patterns(count=400_000):
+    """draw_given on documents drawn from LAW -> {how many holes: {(given text, holes): Counter}}.
+    A pattern reads (1, None, 0): a given 1, a hole, a given 0."""
+    doc = LAW.multinomial(count, replacement=True)
+    n1 = torch.tensor([len(w) for w in WORDS])[doc]
+    given = train.draw_given(n1, 6)
+    code = doc * 64 + (given * 2 ** torch.arange(6)).sum(1)
+    found = {}
+    for key, times in zip(*(x.tolist() for x in code.unique(return_counts=True))):
+        word, bits = WORDS[key // 64], key % 64
+        text = [v if bits >> k & 1 else None for k, v in enumerate(word)]
+        pairs = zip(text, [0, *text])                   # one None for a run of hidden tokens
+        text = tuple(v for v, before in pairs if v is not None or before is not None)
+        by_text = found.setdefault(text.count(None), {})
+        by_text.setdefault(text, Counter())[word] += times
+    return found
+
+
+def fits(word, text):
+    """In how many ways can the holes of a pattern be filled so that the word comes out?"""
+    if not text:
+        return not word
+    if text[0] is None:
+        return sum(fits(word[k:], text[1:]) for k in range(1, len(word) + 1))
+    return bool(word) and word[0] == text[0] and fits(word[1:], text[1:])
+
+
+def tilted_fits(word, text):
+    """The same, each way weighing 1 / C(h - 1, k - 1) if it hides h tokens in k holes"""
+    holes = text.count(None)
+    hidden = len(word) - len(text) + holes
+    if hidden < holes:
+        return 0.0
+    return fits(word, text) / math.comb(hidden - 1, holes - 1)
+
+
+def test_given_text_says_nothing_about_what_is_hidden():
+    """With one hole the words of a pattern are distributed as p(word | the given text, and the hole
+    is not empty): the pattern's law does not depend on what is hidden. With k holes that hide h
+    tokens they are tilted by 1 / C(h - 1, k - 1), the chance of the split."""
+    checked = Counter()
+    for holes, by_text in patterns().items():
+        for text, count in by_text.items():
+            total = count.total()
+            if holes == 0 or total < 300:
+                continue
+            p = torch.tensor([float(LAW[i]) * tilted_fits(w, text) for i, w in enumerate(WORDS)])
+            p = p.double() / p.sum()
+            seen = torch.tensor([count[w] for w in WORDS]).double() / total
+            assert (seen - p).abs().sum() / 2 < oracle.sampling_error(p, total), (text, total)
+            checked[holes] += 1
+    assert checked[1] > 40 and checked[2] > 30 and checked[3] > 3
+
+
+def test_short_documents_are_not_more_frequent_where_nothing_is_given():
+    """Whether a document is one with given text is a coin, whatever its length; one that is too
+    short for the pattern drawn for it is given as a whole, and teaches nothing."""
+    rows = [(1,) * n for n in range(1, 7)]
+    args = settled("--infill=0.5", "--batch_size=60000")
+    batch = train.make_batch(0, documents_of(rows), prime.Code(10), args)
+    nothing = ~batch.given.any(1)
+    for n in range(1, 7):
+        share = float(nothing[batch.n1 == n].double().mean())
+        assert abs(share - 0.5) < 5 * 0.5 / 100         # of 10,000
+    whole = (batch.given == below(batch.n1, 6)).all(1)
+    assert 0.1 < float(whole.double().mean()) < 0.3
+    used = (batch.noised.y != 10 + 1).all(2)
+    assert (batch.noised.y[whole][used[whole]] == 1).all()
+
+
+@pytest.mark.parametrize("left, right", [((1,), (0,)), ((), (1,))])
+def test_a_network_that_has_learnt_the_batches_fills_a_hole_by_the_language(left, right):
+    """The posterior of what make_batch really draws, in the place of the network: documents of LAW
+    with and without given text, each hole begun by a mask. Asked to fill one hole, it gives
+    p(x1 | the given text, the hole is not empty)."""
+    words = [w for w in WORDS if len(w) <= 4]
+    law = oracle.random_p(len(words), 5)
+    args = settled("--infill=0.5", "--batch_size=200000", "--insertion=linear")
+    doc = law.multinomial(args.batch_size, replacement=True)
+    batch = train.make_batch(0, documents_of([words[i] for i in doc]), prime.Code(10), args)
+    rows = torch.cat([batch.x1 + 10 * batch.given, batch.n1[:, None]], 1)
+    kinds, times = rows.unique(dim=0, return_counts=True)
+    docs = [tuple(v % 10 for v in row[:row[-1]]) for row in kinds.tolist()]
+    given = [tuple(v >= 10 for v in row[:row[-1]]) for row in kinds.tolist()]
+    # a hole of k tokens has its mask, uniform over the k, among those that are there: as in
+    # oracle.two_holes, the posterior is that without masks with p divided by each hole's k
+    sizes = [math.prod(len(list(run)) for shown, run in itertools.groupby(g) if not shown)
+             if any(g) else 1 for g in given]
+    code = prime.Code(2)
+    learnt = oracle.Oracle(docs, times / torch.tensor(sizes), code,
+                           interpolant.schedule("linear"), given)
+    start = sampler.start_from([list(left), list(right)], [None], code, 4, False, 9)
+    B = 3000
+    start = [x.expand(B, *x.shape[1:]) for x in start]
+    x, n = sampler.generate(learnt.predict, code, B, 4, 40, *train.schedules(args), start=start,
+                            sampler="exact")
+    p = torch.tensor([float(q) * tilted_fits(w, (*left, None, *right)) for w, q in zip(words, law)])
+    p = p.double() / p.sum()
+    asked = sum(c for c, g in zip(times.tolist(), given) if any(g)) / 40        # at the very least
+    error = oracle.sampling_error(p, B) + oracle.sampling_error(p, asked)
+    assert oracle.total_variation(x, n, words, p) < error
+
+
+# -----------------------------------------------------------------------------
 # flags
 
 def test_index_shuffling_reaches_the_code(lines, tmp_path):
@@ -763,6 +635,12 @@ def test_a_preset_gives_way_to_the_method_and_to_flags(flags, expected):
     args = common.parse(train.Args, "", ["--dataset", "brackets", *flags])
     train.settle(args)
     assert (args.insertion, args.infill, args.n_embd) == expected
+
+
+def test_flags_that_were_named():
+    args = common.parse(train.Args, "", ["--no-fsdp", "--seed=3", "--ema", "0.5", "--compile"])
+    assert args.named == {"fsdp", "seed", "ema", "compile"}
+    assert (args.fsdp, args.seed, args.ema, args.compile) == (False, 3, 0.5, True)
 
 
 def test_what_follows_from_other_flags():
@@ -810,6 +688,145 @@ def test_bad_flags_are_refused_in_one_sentence(flags, lines, tmp_path):
         pytest.skip("there is a GPU here")
     assert BAD[flags] in refused(lines, f"--out_dir={tmp_path / 'out'}", *flags.split())
     assert not list(tmp_path.glob("out/*.pt"))
+
+
+# -----------------------------------------------------------------------------
+# exact resume
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """stop_after(step): the next run is sent a SIGTERM while it takes its last step before that."""
+    real = train.make_batch
+
+    def stop(at):
+        def make_batch(step, documents, *rest):
+            if step == at and documents.path.endswith("train.bin"):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(step, documents, *rest)
+        monkeypatch.setattr(train, "make_batch", make_batch)
+    return stop
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resume_is_exact(method, lines, tmp_path, stop_after):
+    """Six steps in one go, and stopped after 1, 3 and 5: equal to the bit. Step 3 is one that is
+    validated; the progress line of step 4 is about a window that was cut in two by the stops."""
+    flags = [f"--method={method}", "--log_interval=4"]
+    trained(tmp_path / "a", lines, *flags)
+    for step in (1, 3, 5, 99):
+        stop_after(step)
+        resume = [] if step == 1 else ["--init_from=resume"]
+        printed = trained(tmp_path / "b", lines, *flags, *resume)
+        stopped = f"stopped after step {step}: go on with --init_from resume" in printed
+        assert stopped == (step < 99)
+    assert_same(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_stop_at_any_step_is_resumed_exactly(lines, tmp_path, stop_after):
+    """With dropout, samples between, a seed as large as seeds get, pieces and shuffled ids."""
+    flags = ["--method=flexprime", "--dropout=0.2", "--sample_steps=2", f"--seed={2 ** 40}",
+             "--gradient_accumulation_steps=2", "--shuffle_ids=0.5", "--optimizer=adamw"]
+    trained(tmp_path / "whole", lines, *flags)
+    for step in range(1, 6):
+        stop_after(step)
+        trained(tmp_path / f"{step}", lines, *flags)
+        assert runs.newest(tmp_path / f"{step}")["step"] == step
+        stop_after(99)
+        resumed(tmp_path / f"{step}")
+        assert_same(tmp_path / "whole", tmp_path / f"{step}")
+
+
+def test_a_resumed_run_has_the_flags_of_the_first(lines, tmp_path):
+    """Also those that a preset would set; and the new ones where they are named."""
+    trained(tmp_path, lines, "--n_embd=32", "--learning_rate=1e-4", "--no-overwrite")
+    resumed(tmp_path, "--max_iters=8", "--ema=0.5")
+    args, rows = runs.newest(tmp_path)["args"], runs.log_of(tmp_path)
+    assert (args["n_embd"], args["learning_rate"], args["ema"]) == (32, 1e-4, 0.5)
+    assert rows[-1]["step"] == "8" and rows[-1]["val"]
+    for flag in ("--n_embd=64", "--method=mdm", "--n_head=4", "--ell=2"):
+        name = flag.split("=")[0]
+        _, fault = quietly(train.train, [f"--out_dir={tmp_path}", "--init_from=resume", flag])
+        assert f"{name} differs" in fault or "digit per token" in fault
+    other = runs.write_lines(tmp_path / "other", seed=1)
+    _, fault = quietly(train.train, [f"--out_dir={tmp_path}", "--init_from=resume", other])
+    assert "training data differs" in fault
+
+
+def test_a_damaged_checkpoint_is_stepped_over(lines, tmp_path):
+    """The run goes on from the older one, to the same end; its log has no row twice."""
+    trained(tmp_path / "a", lines)
+    trained(tmp_path / "b", lines)
+    with open(tmp_path / "b" / "ckpt.pt", "r+b") as f:
+        f.seek(2000)
+        f.write(b"\xff" * 8)
+    printed = resumed(tmp_path / "b")
+    assert "damaged" in printed and "ckpt-00000003.pt, step 3" in printed
+    assert_same(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_finished_run_is_resumed_to_nothing(lines, tmp_path):
+    trained(tmp_path, lines)
+    before = (tmp_path / "ckpt.pt").read_bytes()
+    resumed(tmp_path)
+    assert (tmp_path / "ckpt.pt").read_bytes() == before
+
+
+# -----------------------------------------------------------------------------
+# the same steps, whatever is split over what
+
+SLOW = "--learning_rate=1e-3"       # AdamW makes 1e-5 of rounding in its first steps at 3e-3
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pieces_equal_one_piece(method, lines, tmp_path):
+    """8 documents at once, or cut into 3 unequal pieces"""
+    flags = [f"--method={method}", "--optimizer=adamw", SLOW]
+    trained(tmp_path / "one", lines, *flags, "--gradient_accumulation_steps=1")
+    trained(tmp_path / "three", lines, *flags, "--gradient_accumulation_steps=3")
+    assert_close(tmp_path / "one", tmp_path / "three")
+
+
+@pytest.mark.parametrize("optimizer, documents, pieces", [("muon", 8, 2), ("adamw", 9, 1)])
+def test_two_processes_take_the_same_steps_as_one(optimizer, documents, pieces, lines, tmp_path):
+    flags = [f"--batch_size={documents}", f"--gradient_accumulation_steps={pieces}",
+             f"--optimizer={optimizer}", "--eval_iters=2", SLOW]
+    trained(tmp_path / "one", lines, *flags)
+    forked(2, *TINY, lines, f"--out_dir={tmp_path / 'two'}", *flags)
+    assert_close(tmp_path / "one", tmp_path / "two")
+
+
+def test_sharded_over_two_processes(lines, tmp_path):
+    """--fsdp: weights, averages and optimizer in two parts. The same steps as one process, also
+    resumed from the whole checkpoint, and resumed by one process."""
+    flags = ["--gradient_accumulation_steps=2", "--optimizer=adamw", "--sample_steps=2", SLOW]
+    trained(tmp_path / "one", lines, *flags)
+    two = f"--out_dir={tmp_path / 'two'}"
+    forked(2, *TINY, lines, two, "--fsdp", *flags)
+    assert_close(tmp_path / "one", tmp_path / "two")
+    for again in ("--fsdp", "--no-fsdp"):
+        os.remove(tmp_path / "two" / "ckpt.pt")         # as if it had been stopped after step 3
+        if again == "--fsdp":
+            forked(2, two, "--init_from=resume")
+        else:
+            resumed(tmp_path / "two", again)
+        assert_close(tmp_path / "one", tmp_path / "two")
+    assert "torchrun" in refused(lines, "--fsdp", f"--out_dir={tmp_path / 'x'}")
+
+
+def test_pieces_by_default():
+    """64 documents of 1,024 tokens a piece with insertion, for the model of the paper; half as many
+    without. A smaller model takes more."""
+    owt = ["--dataset=owt"]
+
+    def pieces(world, *flags):
+        args = common.parse(train.Args, "", [*owt, *flags])
+        train.settle(args)
+        return train.pieces_for(args, world)
+    assert pieces(8) == 1 and pieces(1) == 8
+    assert pieces(8, "--method=mdm") == 2 and pieces(1, "--method=mdm") == 16
+    assert pieces(8, "--method=mdm", "--n_layer=6") == 1
+    assert pieces(1, "--gradient_accumulation_steps=5") == 5
+    with pytest.raises(common.Fail, match="--batch_size 512 is less than a document"):
+        pieces(8, "--gradient_accumulation_steps=65")
 
 
 # -----------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from matplotlib.transforms import IdentityTransform
 sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
 import data
 from common import main, say
-from data.images import TOKENIZER, write
+from data.writing import INTENSITIES, write_images
 
-BLOCK_SIZE = 256
+TOKENIZER, BLOCK_SIZE = INTENSITIES, 256
 SIDE = 16
 CHARACTERS = string.ascii_letters + string.digits
 SYMBOLS = "LastResort", "cmex", "cmsy"          # fonts in which letters have other shapes
@@ -77,7 +77,8 @@ def prepare(folder, tokenizer, counts=(60_000, 6_000)):
     held_out = len(pairs) // 11
     sides = {"train": [draw(order[held_out:], counts[0], rng)],
              "val": [draw(order[:held_out], counts[1], rng)]}
-    write(folder, tokenizer, sides, {"name": "glyphs", "matplotlib": matplotlib.__version__})
+    made = {"name": "glyphs", "matplotlib": matplotlib.__version__}
+    write_images(folder, tokenizer, sides, made)
 
 
 if __name__ == "__main__":

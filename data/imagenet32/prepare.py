@@ -15,14 +15,15 @@ import numpy as np
 sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
 import data
 from common import Fail, main
-from data.images import TOKENIZER, channels_last, write
-from data.writing import sources
+from data.cifar10.prepare import channels_last
+from data.writing import INTENSITIES, sources, write_images
 
-BLOCK_SIZE = 32 * 32 * 3
+TOKENIZER, BLOCK_SIZE = INTENSITIES, 32 * 32 * 3
 
 
 def read(paths):
-    """Yields (N, 32, 32, 3) uint8 for each file"""
+    """-> [(N, 32, 32, 3) uint8, ...], one for each file: 4 GB for all of ImageNet"""
+    images = []
     for path in paths:
         try:
             with np.load(path, allow_pickle=False) as arrays:
@@ -32,7 +33,8 @@ def read(paths):
         if planes.dtype != np.uint8 or planes.shape[1:] != (BLOCK_SIZE,):
             raise Fail(f"{path} holds {planes.dtype} of shape {planes.shape} instead of uint8 (N, "
                        f"{BLOCK_SIZE}): get the 32 x 32 version")
-        yield channels_last(planes)
+        images.append(channels_last(planes))
+    return images
 
 
 def prepare(folder, tokenizer, source=""):
@@ -44,7 +46,7 @@ def prepare(folder, tokenizer, source=""):
     val = sorted(glob.glob(os.path.join(glob.escape(source), "val_data*.npz")))
     if not train or not val:
         raise Fail(f"{source} has no train_data_batch_1.npz and val_data.npz: see --help")
-    write(folder, tokenizer, {"train": read(train), "val": read(val)}, sources(source))
+    write_images(folder, tokenizer, {"train": read(train), "val": read(val)}, sources(source))
 
 
 if __name__ == "__main__":
