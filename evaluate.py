@@ -74,9 +74,10 @@ class Args:
     out_dir: str = flag("out", "runs, checkpoints or pretrained folders, separated by commas")
     dataset: str = flag("", "another data set than the one trained on")
     data_dir: str = flag("", "where data sets are kept; empty: as in training")
-    split: str = flag("", "a document of a .txt: line, paragraph, file; empty: as in training")
+    split: str = flag("", "a document of a .txt; empty: as in training", ("", *data.SPLITS))
     field: str = flag("", "the field of a .jsonl that holds the text; empty: as in training")
-    packing: str = flag("", "documents, or stream: rows of block_size; empty: as in training")
+    packing: str = flag("", "documents, or stream: rows of block_size; empty: as in training",
+                        ("", "documents", "stream"))
     whole: bool = flag(False, "all documents of the file --dataset, not its validation share")
     detokenize: str = flag("", "--whole: undo a benchmark's marks", ("", *DETOKENIZERS))
     documents: int = flag(512, "for the bounds (--whole: all, unless given); 0: none", low=0)

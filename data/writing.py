@@ -129,8 +129,8 @@ def fill(folder, bins):
 def finish(folder, counts, tokenizer, dtype, made, **more):
     """The bins are written: add the vocabulary and meta.json. counts: {"train": documents, ...}"""
     names, width = ["train.bin", "val.bin"], np.dtype(dtype).itemsize
-    tokens = {side: os.path.getsize(os.path.join(folder, f"{side}.bin")) // width
-              for side in counts}
+    sizes = {side: os.path.getsize(os.path.join(folder, f"{side}.bin")) for side in counts}
+    tokens = {side: size // width for side, size in sizes.items()}
     if tokenizer.ranks:
         names.append("bpe.json")
         write_json(os.path.join(folder, "bpe.json"), tokenizer.spec())
@@ -161,8 +161,8 @@ def sources(path):
     if not os.path.exists(path):
         raise Fail(f"there is no {path}")
     files = [os.path.join(folder, f) for folder, _, found in os.walk(path) for f in found] or [path]
-    size = sum(map(os.path.getsize, files))
-    return {"from": os.path.abspath(path), "files": len(files), "bytes": size}
+    return {"from": os.path.abspath(path), "files": len(files),
+            "bytes": sum(map(os.path.getsize, files))}
 
 
 def write_json(path, value):

@@ -87,8 +87,11 @@ def run(argv=None):
         if not loaded.config.shape:
             raise Fail(f"{path} draws no images: name runs on glyphs, cifar10 or imagenet32")
         for axis, k in zip(row, steps):
-            if loaded.config.causal:                    # takes a step for each number
+            if loaded.config.causal:                    # takes a step for each number: one picture
                 k = loaded.config.block_size
+                if axis is not row[0]:
+                    axis.axis("off")
+                    continue
             axis.imshow(grid(loaded.images(16, steps=k, seed=args.seed), across=4))
             axis.set(xticks=[], yticks=[])
             axis.set_title(f"{k} steps", fontsize=8)

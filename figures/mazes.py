@@ -16,16 +16,17 @@ def draw_path(axes, maze, path, goals, jumps=True):
     axes.axis("off")
 
     def plot(cells, *style, **more):
-        rows, columns = zip(*(maze.cells[v] for v in cells))
-        axes.plot(columns, rows, *style, **more)
+        x, y = [maze.cells[v][1] for v in cells], [maze.cells[v][0] for v in cells]
+        axes.plot(x, y, *style, **more)
 
     for a, b in zip(path, path[1:]):
         if None in (a, b):
             continue
         if b in maze.neighbours[a]:
-            plot([a, b], "o-", color=STEP, lw=2.5, ms=3.5)
+            plot([a, b], color=STEP, lw=2.5)
         elif jumps:                                 # rings: also where a path stands still
             plot([a, b], "o--", color=JUMP, ms=7, mfc="none", zorder=3)
+    plot([v for v in path if v is not None], "o", color=STEP, ms=3.5)
     plot(goals, "o", color=GOAL, ms=9.5, zorder=4)
     for i, v in enumerate(goals, 1):
         row, column = maze.cells[v]

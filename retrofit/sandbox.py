@@ -28,6 +28,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from typing import NamedTuple
 
@@ -61,18 +62,21 @@ def run(parts, seconds=10.0, memory=1 << 30, unsafe=False):
             stdin=subprocess.PIPE, stdout=theirs, stderr=subprocess.DEVNULL)
         theirs.close()
         os.close(token_pipe)
-        begun, ready, status = time.monotonic(), b"", "failed"
+        begun, ready, verdict = time.monotonic(), b"", ""
+        end_of_time = threading.Timer(seconds, os.killpg, (child.pid, signal.SIGKILL))
         try:
             with contextlib.suppress(BrokenPipeError), child.stdin:
                 child.stdin.write(json.dumps(job).encode())
             ours.settimeout(STARTUP)
             ready = lines.readline(LONGEST)             # an empty line; b"" where the child ended
             begun = time.monotonic()
-            ours.settimeout(seconds)
+            end_of_time.start()
+            ours.settimeout(seconds)                    # between two bytes
             verdict = lines.readline(LONGEST).decode(errors="replace").strip()
         except TimeoutError:
-            status, verdict = "timed out", f"still running after {seconds:g} seconds"
+            pass
         finally:
+            end_of_time.cancel()
             with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
@@ -81,7 +85,9 @@ def run(parts, seconds=10.0, memory=1 << 30, unsafe=False):
     spent = round(time.monotonic() - begun, 3)
     if verdict == f"passed {token}":
         return Result("passed", "", spent)
-    return Result(status, verdict or "the program ended before its tests did", spent)
+    if spent >= seconds:
+        return Result("timed out", f"still running after {seconds:g} seconds", spent)
+    return Result("failed", verdict or "the program ended before its tests did", spent)
 
 
 @functools.cache

@@ -71,7 +71,6 @@ of("rates.py", "tests/test_rates.py",
    ("log_g.exp() - k + torch", "log_g.exp() + torch"),
    ("torch.where(code.agrees(y), logits, -torch.inf)", "logits"),
    ("    if joint or code.ell == 1:\n", "    if code.ell == 1:\n"),
-   ("return -torch.where(masked, log_f, 0).sum(1)", "return -log_f.sum(1)"),
    ("    if joint:                     ", "    if False:                     "),
    ("torch.special.xlogy(q, q) - torch", "-torch"),
    ("if averaged and log_g is not None:", "if log_g is not None:"),
@@ -151,8 +150,9 @@ of("sampler.py", "tests/test_sampler.py",
    ("holes = [int(anchored)] * len(holes)", "holes = [1] * len(holes)"),
    ("opened |= {len(ids), len(ids) + hole}", "opened |= {len(ids)}"),
    ("token = torch.where(running, token, end)", "token = token"),
-   ("n = ((x == end).cumsum(1) == 0).sum(1)", "n = (x != end).sum(1)"),
-   ("count = -(-at.sum(1) // (per_block - i))", "count = at.sum(1) // (per_block - i)"),
+   ("n = ((x == end).cumsum(1) == 0).sum(1)", "n = (x != end).sum(1)"))
+of("retrofit/benchmark.py", "tests/test_benchmark.py",
+   ("-(-at.sum(1) // steps_left)", "at.sum(1) // steps_left"),
    ("(number <= (b + 1) * block)", "(number > 0)"))
 
 of("muon.py", "tests/test_muon.py",
@@ -320,7 +320,7 @@ of("maze.py", "tests/test_maze.py -k 'not command and not methods and not signal
    ("rest = iter(path)", "rest = path"),
    ("if not all(0 <= v < len(cells) and free[cells[v]] for v in path):", "if False:"),
    ("(maze.split[here] == split) & ", ""),
-   ("made, anchors=False)", "made, anchors=True)"))
+   ("made={}, anchors=False)", "made={}, anchors=True)"))
 
 
 # -----------------------------------------------------------------------------

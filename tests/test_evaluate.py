@@ -209,7 +209,8 @@ def test_whole_takes_every_document_and_counts_the_files_own_words(tmp_path):
     loaded = model("mdm", block_size=32)
     asked = flags("--dataset", path, "--whole", "--detokenize", "wikitext", "--repeats", 1)
     opened = evaluate.open_data(loaded, asked)
-    texts = [opened.documents.text_bytes(i).decode() for i in range(len(opened.documents))]
+    documents, decode = opened.documents, loaded.tokenizer.decode
+    texts = [decode(documents.document(i)) for i in range(len(documents))]
     assert texts == [f"a 5-day plan, no {i:03d} ." for i in range(600)]
     counts, _ = evaluate.likelihood(loaded, opened, asked)
     assert counts["documents"] == 600 and counts["words"] == 600 * 9    # before marks are undone

@@ -420,7 +420,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, monkeypatch, no_p
     ("--limit 64 --block_size 64", "less than --block_size"),
     ("--methods flexmdn", "choose from flexmdm, mdm"),
     ("--orders best", "choose from random"),
-    ("--samplers fast", "choose from parallel, exact"),
+    ("--samplers fast", "choose from exact, parallel"),
     ("--open 2", "between 0 and 1"),
     ("--setps 4", "did you mean --steps"),
 ])

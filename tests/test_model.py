@@ -472,6 +472,14 @@ def test_dropout_is_for_training_only(kind):
     assert all(map(close, full(net, y, n, t), full(without, y, n, t), (0, 0)))
     first, second = full(net.train(), y, n, t)[0], full(net, y, n, t)[0]
     assert (first - second)[below(n, 9)].abs().max() > 1e-2
+    for silent in ("out", "mlp.2"):                     # in attention and in the MLP, each alone
+        net = awake(replace(KINDS[kind], dropout=0.5)).train()
+        with torch.no_grad():
+            for block in net.blocks:
+                for p in block.get_submodule(silent).parameters():
+                    p.zero_()
+        first, second = full(net, y, n, t)[0], full(net, y, n, t)[0]
+        assert (first - second)[below(n, 9)].abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("wrong, match", [

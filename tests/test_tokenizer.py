@@ -247,7 +247,7 @@ DIGITS = {"type": "Sequence", "pretokenizers": [{"type": "Digits"}, byte_level()
              normalizer={"type": "NFC"}), "normalized"),
     (changed(added_tokens=[{"id": 999, "content": "<x>", "lstrip": True}]), "lstrip"),
     (changed(added_tokens=7), "cannot be used"),
-    (tokenizer_json(PLAIN, normalizer={"type": "Lowercase"}), "its normalizer has type = 'Lowercase'"),
+    (tokenizer_json(PLAIN, normalizer={"type": "Lowercase"}), "normalizer has type = 'Lowercase'"),
     (tokenizer_json(PLAIN, pre={"type": "Whitespace"}), "pre-tokenizer ['Whitespace']"),
     (tokenizer_json(PLAIN, pre={"type": "Metaspace"}), "pre-tokenizer ['Metaspace']"),
     (tokenizer_json(PLAIN, pre=split("x", "MergedWithNext")), "pre-tokenizer"),

@@ -16,10 +16,10 @@ TOKENIZER, BLOCK_SIZE = "bpe-2048", 1024
 MOST = 1024                     # bytes
 
 
-def functions(root=""):
+def functions():
     """-> set of functions and methods with their decorators, dedented, of 16 to MOST bytes"""
     found = set()
-    for source, tree in library(root):
+    for source, tree in library():
         for s in statements(tree):
             if isinstance(s, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 first = min([s.lineno] + [d.lineno for d in s.decorator_list])

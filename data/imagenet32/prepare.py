@@ -39,9 +39,8 @@ def read(paths):
 
 def prepare(folder, tokenizer, source=""):
     if not source:
-        raise Fail("imagenet32 is behind a login at image-net.org: unzip Imagenet32_train_npz.zip "
-                   "and Imagenet32_val_npz.zip into a folder, and run "
-                   "python data/imagenet32/prepare.py --from FOLDER")
+        raise Fail("imagenet32 is behind a login at image-net.org: get it, and run "
+                   "python data/imagenet32/prepare.py --from FOLDER (--help says more)")
     train = sorted(glob.glob(os.path.join(glob.escape(source), "train_data_batch_*.npz")))
     val = sorted(glob.glob(os.path.join(glob.escape(source), "val_data*.npz")))
     if not train or not val:

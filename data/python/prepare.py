@@ -28,9 +28,9 @@ HEADERS = (ast.For, ast.AsyncFor, ast.While, ast.If, ast.With, ast.AsyncWith, as
 NOT_READ = ("test", "tests", "idle_test", "site-packages", "dist-packages")
 
 
-def library(root=""):
+def library():
     """The standard library less its tests: (lines as utf-8, syntax tree) of what parses"""
-    for folder, folders, files in os.walk(root or sysconfig.get_path("stdlib")):
+    for folder, folders, files in os.walk(sysconfig.get_path("stdlib")):
         folders[:] = [f for f in folders if f not in NOT_READ]
         for name in files:
             if not name.endswith(".py"):
@@ -67,22 +67,18 @@ def headers(line, s):
             yield text + b" pass"
 
 
-def is_docstring(s):
-    constant = isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)
-    return constant and isinstance(s.value.value, str)
-
-
-def one_liners(root=""):
+def one_liners():
     """-> set of statements of 4 to MOST bytes. (`elif x: pass` does not parse, and goes.)"""
     found = set()
-    for source, tree in library(root):
+    for source, tree in library():
         for s in statements(tree):
             line = source[s.lineno - 1]
             if isinstance(s, HEADERS):
                 found.update(headers(line, s))
+            elif isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant):
+                continue                                        # a docstring
             elif not hasattr(s, "body") and not hasattr(s, "cases") and s.lineno == s.end_lineno:
-                if not is_docstring(s):
-                    found.add(line[s.col_offset:s.end_col_offset])
+                found.add(line[s.col_offset:s.end_col_offset])
     return {text.decode() for text in found if 4 <= len(text) <= MOST}
 
 
