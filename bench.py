@@ -1,8 +1,8 @@
 """Speed: what not computing what is not needed is worth, side by side in one process.
 
-    python bench.py                                 # all; 4 minutes on 2 CPU cores
+    python bench.py                                 # all; some minutes on 2 CPU cores
     python bench.py --only head --csv head.csv
-    python bench.py --device cuda                   # 12 x 768, bf16, compiled; about 9 minutes
+    python bench.py --device cuda                   # 12 x 768, bf16, compiled: not measured
 
     head    vocabulary projection and loss of the same slots: plain, MDM-Prime's joint loss, digit
             marginals (ell = 4)
@@ -20,7 +20,7 @@ rate that this machine reaches. Memory is the peak of a run, on CUDA only.
 With 12 blocks of 768 and V = 50257 `ar` is GPT-2 small (its 124M, and 39M for a head of its own)
 and `flexmdm` has 170M parameters. Worked number: at a uniform time half of a document's tokens
 exist and a quarter are masked, so a flexmdm step there needs 0.25 GFLOP in the blocks and 0.06 in
-the projection per document token, of 0.51 and 0.23 for every slot. Not measured: on a GPU.
+the projection per document token, of 0.51 and 0.23 for every slot.
 """
 import math
 import statistics

@@ -25,7 +25,7 @@ def start(args):
 def shard(net):
     for block in net.blocks:
         fully_shard(block)
-    fully_shard(net, reshard_after_forward=True)   # or its weights would stay whole after validation
+    fully_shard(net, reshard_after_forward=True)    # or it stays whole after validation
 
 
 def total(x, world):

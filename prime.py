@@ -16,6 +16,7 @@ The paper's figures: python figures/prime.py
 """
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 
 class Code:
@@ -84,14 +85,15 @@ class Code:
     def log_marginals(self, log_p):
         """log p of tokens (M, V) -> log p of each digit (M, ell, b): p_j(d) is the sum of p over
         the tokens whose digit j is d. Summed in log space: nothing underflows, so nothing is
-        floored."""
+        floored. p need not sum to 1."""
         if self.ell == 1 and self.permutation is None:
             return log_p[:, None]
-        number = self.powers[0] * self.on(log_p.device)[0][:, 0]                          # (V,)
-        for j in range(1, self.ell):
-            number = number + self.powers[j] * self.on(log_p.device)[0][:, j]
-        unused = log_p.new_full((len(log_p), self.b ** self.ell), NEVER)
-        by_number = unused.index_copy(1, number, log_p.clamp_min(NEVER))                # (M, b^ell)
+        log_p = log_p.clamp_min(NEVER)
+        if self.permutation is None:
+            by_number = F.pad(log_p, (0, self.b ** self.ell - self.V), value=NEVER)   # (M, b^ell)
+        else:
+            unused = log_p.new_full((len(log_p), self.b ** self.ell), NEVER)
+            by_number = unused.index_copy(1, self.permutation[:self.V].to(log_p.device), log_p)
         return digit_sums(by_number, self.b, self.ell)
 
 

@@ -48,7 +48,7 @@ def restrict(logits, y, code):
 
 def log_marginals(logits, y, code):
     """(M, V), (M, ell) -> log f_ij (M, ell, b): each digit's distribution, given those revealed."""
-    return code.log_marginals(restrict(logits, y, code).log_softmax(1))
+    return code.log_marginals(restrict(logits, y, code)).log_softmax(2)
 
 
 # -----------------------------------------------------------------------------

@@ -32,10 +32,12 @@ def chunks(tokens, ends, blank_line, block_size, counts):
     how many were cut, left out (tasks that are too long) and empty."""
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts
-    width, breaks = len(blank_line), np.empty(0, dtype=np.int64)
-    if 0 < width <= len(tokens):
-        windows = np.lib.stride_tricks.sliding_window_view(tokens, width)
-        breaks = np.flatnonzero((windows == np.array(blank_line, dtype=tokens.dtype)).all(1))
+    width = len(blank_line)
+    places = max(0, len(tokens) - width + 1) if width else 0    # where one might begin
+    is_break = np.ones(places, dtype=bool)
+    for k, token in enumerate(blank_line):
+        is_break &= tokens[k:k + places] == token
+    breaks = np.flatnonzero(is_break)
     cut = []
     for i in np.flatnonzero(lengths > block_size):
         start, end = int(starts[i]), int(ends[i])

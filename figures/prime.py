@@ -95,36 +95,32 @@ def picture(side=512):
 
 
 class Pair(nn.Module):
-    """An MLP as `predict` for documents of two tokens"""
+    """An MLP as `predict` for documents of two tokens. independent: f is a product over digits."""
 
-    def __init__(self, code, width=256):
+    def __init__(self, code, independent, width=256):
         super().__init__()
-        self.code, self.embed = code, nn.Embedding(code.b + 1, width // code.ell)
+        self.code, self.independent = code, independent
+        self.embed = nn.Embedding(code.b + 1, width // code.ell)
+        answer = code.ell * code.b if independent else code.V
         layers, size = [], 2 * code.ell * (width // code.ell)
         for _ in range(3):
             layers += [nn.Linear(size, width), nn.SiLU()]
             size = width
-        self.net = nn.Sequential(*layers, nn.Linear(width, 2 * code.V))
+        self.net = nn.Sequential(*layers, nn.Linear(width, 2 * answer))
 
     def forward(self, y, n, t, at, given=None):
-        return self.net(self.embed(y).flatten(1)).unflatten(1, (2, -1))[at], None       # (M, V)
+        code = self.code
+        out = self.net(self.embed(y).flatten(1)).unflatten(1, (2, -1))[at]      # (M, V or ell b)
+        if self.independent:                    # log f(v) = sum over j of log f_j(digit j of v)
+            log_f = out.unflatten(1, (code.ell, code.b)).log_softmax(2)         # (M, ell, b)
+            out = sum(log_f[:, j, code.digits[:, j]] for j in range(code.ell))  # (M, V)
+        return out, None
 
 
-def product(net):
-    """The same `predict`, with a product of digit distributions in place of f, as a network without
-    the paper's joint answer has it: log f(v) = sum over j of log f_j(digit j of v).
-    differs from the paper: f_j are the joint network's marginals, not those of a second network."""
-    def predict(y, n, t, at, given=None):
-        log_f = rates.log_marginals(net(y, n, t, at)[0], y[at], net.code)       # (M, ell, b)
-        digits = net.code.digits                                                # (V, ell)
-        return sum(log_f[:, j, digits[:, j]] for j in range(net.code.ell)), None
-    return predict
-
-
-def train_pair(density, ell, iterations, batch=512, peak=2e-3):
+def train_pair(density, ell, independent, iterations, batch=512, peak=2e-3):
     """Fit a Pair with the paper's loss (joint: the probability of the token, not of its digits)."""
     side = len(density)
-    net = Pair(Code(side, ell))
+    net = Pair(Code(side, ell), independent)
     optimizer, n1 = torch.optim.Adam(net.parameters(), lr=peak), torch.full((batch,), 2)
     for i in range(iterations):
         cell = density.flatten().multinomial(batch, replacement=True)
@@ -144,11 +140,12 @@ def figure_pair(path, args, steps=16):
     density = picture()
     side, figure = len(density), Figure((12, 3.4), layout="tight")
     panels = [("the distribution", density)]
-    mdm, prime = train_pair(density, 1, args.iterations), train_pair(density, 3, args.iterations)
-    models = [("MDM (ell = 1)", mdm, mdm.code), ("Prime, joint (ell = 3)", prime, prime.code),
-              ("Prime, a product (ell = 3)", product(prime), prime.code)]
-    for name, predict, code in models:
-        x, _ = sampler.generate(predict, code, args.samples, 2, steps, INSTANT, LINEAR)
+    models = [("MDM (ell = 1)", 1, False), ("Prime, joint (ell = 3)", 3, False),
+              ("Prime, a product (ell = 3)", 3, True)]
+    for name, ell, independent in models:
+        torch.manual_seed(args.seed)
+        net = train_pair(density, ell, independent, args.iterations)
+        x, _ = sampler.generate(net, net.code, args.samples, 2, steps, INSTANT, LINEAR)
         image = torch.bincount(x[:, 0] * side + x[:, 1], minlength=side * side).view(side, side)
         image = image / args.samples
         share = f"{100 * float(image[density > 0].sum()):.1f}% on ink"

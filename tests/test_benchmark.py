@@ -166,6 +166,10 @@ def test_generation_by_blocks_fills_the_surest_first():
     x, n = benchmark.generate_by_blocks(predict, code, y, torch.tensor([5]), 4, 2)
     assert x.tolist() == [[2, 0, 1, 2, 0]]
     assert asked == [[1, 2], [1], [3, 4], [3]]
+    # 4 masks in 3 steps: the odd one comes first, so 4, 2 and 1 are left
+    asked.clear()
+    benchmark.generate_by_blocks(predict, code, y, torch.tensor([5]), 3, 4)
+    assert [len(slots) for slots in asked] == [4, 2, 1]
 
 
 # -----------------------------------------------------------------------------

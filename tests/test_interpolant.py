@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-import interpolant
 from interpolant import LAST, anchors_of, interpolate, missing_between, schedule
 from oracle import Noise, Oracle, rate, random_p, sampling_error, strings, token_law
 from prime import Code
