@@ -1,8 +1,8 @@
 """Checkpoints: one dict, written beside the old one and renamed, with a checksum; and what it takes
 to ask a model something:
 
-    loaded = checkpoint.load("out")                     # a run's folder, a checkpoint, a LLaDA
-    folder loaded.generate(num_samples=4)
+    loaded = checkpoint.load("out")         # a run's folder, a checkpoint, a LLaDA folder
+    loaded.generate(num_samples=4)
     loaded.generate(prompt="import ")
     loaded.generate(infill="for [..] in range([..]): pass")
 

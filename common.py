@@ -6,8 +6,7 @@ The arguments of a script are one dataclass; its fields are its flags:
     @dataclass
     class Args:
         batch_size: int = flag(64, "documents per step")
-        compile: bool = flag(False, "torch.compile the blocks")     # --compile, --compile=False,
-        --no-compile
+        compile: bool = flag(False, "torch.compile the blocks")     # --compile, --no-compile
 
     args = parse(Args, __doc__)
 """

@@ -19,7 +19,6 @@ there is no blank line, chunks are cut at block_size: `abcdefg` becomes `abcd` a
 never cut: those that are too long are left out, and counted.
 """
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import importlib
@@ -33,7 +32,7 @@ import sys
 import numpy as np
 import torch
 
-from common import Fail, flag, nearest, parse, say
+from common import Fail, fcntl, flag, nearest, parse, say
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data")
 SPLITS = ("paragraph", "line", "file")

@@ -8,8 +8,7 @@
     given (B, L) bool       slots that were given (a prompt), or None: it cannot tell them otherwise
     logits (M, V)           f for the slots asked for, row by row: M = at.sum()
     log_g (B, L + 1)        log of the expected number of tokens missing left of each slot and, at
-    n,
-                            after the last one. None if nothing is ever inserted.
+                            n, after the last one. None if nothing is ever inserted.
 
 This signature is the `predict` of the whole project: losses and samplers know nothing else. Inputs
 may lie on the host: they are packed where they are, then moved.

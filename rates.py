@@ -1,20 +1,19 @@
-"""What the network's two answers mean: rates of a jump process, its training loss, likelihood
-bounds.
+"""What the network's two answers mean: rates of a jump process, its training loss, and
+likelihood bounds.
 
 The network sees x_t and answers, for each slot, f, a distribution over tokens, and, for each gap
 between slots, g, the expected number of tokens that are still missing there. Times the hazards of
 the schedules these are the rates of a jump process (arXiv 2509.01025, Prop. 2):
 
     a mask appears in gap j        at rate  alpha'/(1-alpha) * g_j
-    a masked digit ij becomes d    at rate  beta'/(1-beta)   * f_ij(d)     f_ij: the marginal of f
-    at digit j
+    a masked digit ij becomes d    at rate  beta'/(1-beta)   * f_ij(d)
 
-Run from the empty string at t = 0, it ends at t = 1 in a sample of the model. Its divergence from
-the noising process, run backwards, is the training loss and bounds -log p(x1), in nats (Prop. 1):
+where f_ij is the marginal of f at digit j of slot i. Run from the empty string at t = 0, it ends at
+t = 1 in a sample of the model. Its divergence from the noising process, run backwards, is the
+training loss and bounds -log p(x1), in nats (Prop. 1): the integral over t of
 
-    integral over t of E_{x_t | x1} [  beta'/(1-beta)    * sum over masked digits ij of -log
-    f_ij(d_ij)
-                                     + alpha'/(1-alpha)  * sum over gaps j of phi(gap_j, g_j)  ]
+    E_{x_t | x1} [  beta'/(1-beta)    * sum over masked digits ij of -log f_ij(d_ij)
+                  + alpha'/(1-alpha)  * sum over gaps j of phi(gap_j, g_j)  ]
 
 with phi(k, g) = g - k + k log(k / g), e.g. phi(1, 1/2) = 0.19: half a token was expected, one is
 missing.
@@ -177,8 +176,8 @@ def nll(predict, code, x1, n1, t, insertion, unmasking, bound="loose", given=Non
       loose   Prop. 1 of arXiv 2509.01025, with digit marginals for ell > 1. Valid.
       tight   the same, averaged over alignments. Valid, never above loose, and equal to the entropy
               of the data for a perfect model.
-      paper   arXiv 2505.18495: the joint of a token's digits. NOT a bound for ell > 1, it reads too
-      low.
+      paper   arXiv 2505.18495: the joint of a token's digits. NOT a bound for ell > 1, it reads
+              too low.
 
     x1 (B, L) ids, n1 (B,) lengths; given, anchors: see interpolate. With given tokens it bounds
     -log p(the rest | given)."""

@@ -3,9 +3,10 @@
 `parallel`: starting from nothing (with insertion) or from a canvas of masks, a step from time t to
 s asks the network once and then
 
-    reveals each masked digit with probability (beta(s) - beta(t)) / (1 - beta(t)), its value drawn
-    from f, inserts each of the g_j masks expected in gap j with probability (alpha(s) - alpha(t)) /
-    (1 - alpha(t)).
+    reveals each masked digit with probability (beta(s) - beta(t)) / (1 - beta(t)),
+        its value drawn from f,
+    inserts each of the g_j masks expected in gap j with probability
+        (alpha(s) - alpha(t)) / (1 - alpha(t)).
 
 These probabilities are right for a step of any size. What a step cannot know is what else is
 revealed or inserted in the same instant: that error shrinks as 1 / steps. By Prop. 3 the order of

@@ -1,18 +1,16 @@
-"""Train FlexMDM (arXiv 2509.01025), MDM, MDM-Prime (arXiv 2505.18495), both at once, or an AR
-baseline.
+"""Train FlexMDM (arXiv 2509.01025), MDM, MDM-Prime (arXiv 2505.18495), both at once, or an
+autoregressive baseline.
 
-    python train.py                                         # FlexMDM on lines of Python: minutes on
-    a laptop
-    python train.py --method mdm                            # the same on a fixed canvas
-    python train.py --method flexprime --ell 2              # tokens of two digits
-    python train.py --dataset notes.txt --block_size 256    # any text; a document per paragraph
-    python train.py --dataset owt                           # OpenWebText
-    torchrun --nproc_per_node=8 train.py --dataset owt      # on 8 GPUs: the same steps, each takes
-    an eighth
-    python train.py --init_from resume                      # go on where the last run stopped
+    python train.py                                     # FlexMDM on lines of Python: minutes
+    python train.py --method mdm                        # the same on a fixed canvas
+    python train.py --method flexprime --ell 2          # tokens of two digits
+    python train.py --dataset notes.txt                 # any text; a document per paragraph
+    python train.py --dataset owt                       # OpenWebText
+    torchrun --nproc_per_node=8 train.py --dataset owt  # on 8 GPUs: the same steps
+    python train.py --init_from resume                  # go on where the last run stopped
 
-The loss is the bound of rates.py in nats per token of the document (hazards capped): with the
-default --targets averaged the tight one, which is comparable between methods.
+The loss is the bound of rates.py in nats per token of the document, with capped hazards: with the
+default --targets averaged the tight bound, which is comparable between methods.
 
 A step is a pure function of (weights, seed, step): documents, times and noise are drawn for the
 global batch, then every process takes its rows. So resuming is exact, and so is another number of
