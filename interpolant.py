@@ -2,7 +2,7 @@
 one, x_t.
 
 Time runs from t = 0 (nothing) to t = 1 (the document). Two increasing schedules drive it: alpha(t)
-is the share of tokens that have been *inserted* by time t, beta(t) the share that have been
+is the share of tokens that have been *inserted* by time t, beta the law by which they are then
 *unmasked*. Every token of x1, independently of all others, draws two times
 
     T1 ~ alpha                       it appears, masked
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LAST = 1 - 2 ** -24     # hazards are infinite at t = 1: they are evaluated here at the latest
+LAST = 1 - 2 ** -24     # hazards can be infinite at t = 0 and 1: they are evaluated this far inside
 
 
 @dataclass

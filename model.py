@@ -3,12 +3,12 @@
     logits, log_g = model(y, n, t, at, given)
 
     y (B, L, ell), n (B,)   states: digits and how many slots are in use (interpolant.py)
-    t (B,)                  times; the network sees alpha(t)
+    t (B,)                  times; the network sees alpha(t), which is 1 without insertion
     at (B, L) bool          the slots to predict, usually those with a mask
     given (B, L) bool       slots that were given (a prompt), or None: it cannot tell them otherwise
     logits (M, V)           f for the slots asked for, row by row: M = at.sum()
     log_g (B, L + 1)        log of the expected number of tokens missing left of each slot and, at
-                            n, after the last one. None if nothing is ever inserted.
+                            n, after the last one; 0 beyond. None if nothing is ever inserted.
 
 This signature is the `predict` of the whole project: losses and samplers know nothing else. Inputs
 may lie on the host: they are packed where they are, then moved.
@@ -18,7 +18,7 @@ only attention looks at where documents end. Each has one extra slot at its end,
 which answers for the last gap. The vocabulary projection runs on the slots that are asked for,
 only.
 
-The paper's OpenWebText model (12 layers of 768, V = 50257, ell = 1) has 170.4M parameters.
+At the size of the paper's OpenWebText model (12 layers of 768, V = 50257) it has 170.4M parameters.
 """
 import math
 from dataclasses import dataclass
@@ -183,8 +183,8 @@ class Block(nn.Module):
 
 def wave(x):
     """(B,) -> (B, 256): sines and cosines of 128 frequencies from 1 down to 1e-4"""
-    octave = torch.arange(128, device=x.device, dtype=x.dtype) / 128
-    angle = x[:, None] * torch.exp(-math.log(10000) * octave)
+    power = torch.arange(128, device=x.device, dtype=x.dtype) / 128
+    angle = x[:, None] * torch.exp(-math.log(10000) * power)
     return torch.cat([angle.cos(), angle.sin()], 1)
 
 

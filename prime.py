@@ -84,8 +84,8 @@ class Code:
 
     def log_marginals(self, log_p):
         """log p of tokens (M, V) -> log p of each digit (M, ell, b): p_j(d) is the sum of p over
-        the tokens whose digit j is d. Summed in log space: nothing underflows, so nothing is
-        floored. p need not sum to 1."""
+        the tokens whose digit j is d. Summed in log space: nothing underflows. p need not sum to
+        1."""
         if self.ell == 1 and self.permutation is None:
             return log_p[:, None]
         log_p = log_p.clamp_min(NEVER)

@@ -72,8 +72,8 @@ def slot_nll(logits, y, d, code, joint=False):
 
 
 def slot_kl(logits, y, weight, d1, code, joint=False):
-    """The same with the true token averaged over alignments: KL(q || f), (M,) nats. Slot m is token
-    k of its document, whose digits are d1 (M, L, ell), with probability weight[m, k]."""
+    """KL(q || f), (M,) nats, q being the law of the true digits over all alignments. Slot m is
+    token k of its document, whose digits are d1 (M, L, ell), with probability weight[m, k]."""
     masked = y == code.mask                                                              # (M, ell)
     if joint:                                                   # as if the token were one digit
         log_f = restrict(logits, y, code).log_softmax(1)[:, None]
@@ -148,9 +148,8 @@ def ways(match, live, kept):
 
     These numbers outgrow float64 from about 1,000 tokens on, so every 16th row is divided by its
     entry for the alignment that was drawn, N[i, kept[i]]. Equal to log space within 1e-12 up to
-    4,096 tokens.
-    assumption: the drawn alignment is typical, that is, a token k whose entry is still 1e250 times
-    larger or smaller is one that slot i almost never is."""
+    4,096 tokens. assumption: the drawn alignment is typical, that is, a token k whose entry is
+    still 1e250 times larger or smaller is one that slot i almost never is."""
     match, live, kept = match.transpose(0, 1), live.T[:, :, None], kept.T[:, :, None]
     N = torch.ones(match.shape, dtype=torch.float64, device=match.device)
     for i in range(1, len(N)):

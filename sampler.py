@@ -13,8 +13,9 @@ revealed or inserted in the same instant: that error shrinks as 1 / steps. By Pr
 the reveals is free: `order` picks the surest digits, or the leftmost, instead of random ones. It
 never changes how many.
 
-`exact`: every row has its own clock and one thing happens at a time, so the only error is the
-network's. See `one_event`. It takes a call for a reveal and two for an insertion.
+`exact`: every row has its own clock and one thing happens at a time, so with enough calls the only
+error is the network's. See `one_event`. A reveal takes a call, an insertion two, and some are
+refused.
 """
 from typing import Callable, NamedTuple
 
@@ -49,7 +50,7 @@ class Task(NamedTuple):
     unmasking: Schedule
     order: str
     temperature: float
-    window: int         # reveal only the leftmost masked slots of this many; 0: any
+    window: int         # reveal only in this many leftmost masked slots; 0: in any
 
     @property
     def fixed(self):
@@ -89,6 +90,7 @@ def take(state, rows):
 
 
 def put(state, rows, part):
+    """state[rows] = part, in place"""
     for x, new in zip(state, part):
         if x is not None:
             x[rows] = new
@@ -262,8 +264,8 @@ def one_event(task, state, t, proposed):
        for a uniform u. G can only fall while nothing happens, so to accept it with probability
        G(s) / G(t) gives the right law (thinning). Its gap is then drawn from g(s).
     2. Reveals. By Prop. 3 they may come at any time, in any order that does not look ahead. Here a
-       slot is revealed now, in all its digits, where a race of other random times has a reveal come
-       before the next insertion: so about as many slots are masked as in training."""
+       second race, with times of its own, decides whether a whole slot is revealed before the next
+       insertion: so about as many slots are masked as in training."""
     insertion, unmasking = task.insertion, task.unmasking
     masked = used_slots(state) == task.code.mask                            # (B, L, ell)
     slots = masked.any(2).sum(1)                                            # (B,)
@@ -349,10 +351,9 @@ def generate(predict, code, B, block_size, steps, insertion, unmasking, order="r
     n (B,).
 
     steps: network calls, and a few more. start: (y, n) or (y, n, opened) to begin with: see
-    start_from.
-    order: which masks are revealed first. window: only in the leftmost `window` masked slots
-    (parallel). watch(t, y, n) is called with every new state. Raises ValueError for what it does
-    not know."""
+    start_from. order: which masks are revealed first. window: only in the leftmost `window` masked
+    slots (parallel). watch(t, y, n) is called with every new state. Raises ValueError for what it
+    does not know."""
     for value, known in ((order, ORDERS), (sampler, SAMPLERS)):
         if value not in known:
             raise ValueError(f"unknown {value!r}: choose one of {', '.join(known)}")

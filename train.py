@@ -9,12 +9,13 @@ autoregressive baseline.
     torchrun --nproc_per_node=8 train.py --dataset owt  # on 8 GPUs: the same steps
     python train.py --init_from resume                  # go on where the last run stopped
 
-The loss is the bound of rates.py in nats per token of the document, with capped hazards: with the
-default --targets averaged the tight bound, which is comparable between methods.
+The loss is the bound of rates.py in nats per token of the document, with capped hazards: with
+--targets averaged the tight bound, which is comparable between methods. Given text costs nothing,
+so --infill makes it a little lower than the validation loss, which has none.
 
-A step is a pure function of (weights, seed, step): documents, times and noise are drawn for the
-global batch, then every process takes its rows. So resuming is exact, and so is another number of
-processes.
+A step is a pure function of (weights, moments, seed, step): documents, times and noise are drawn
+for the global batch, then every process takes its rows. So resuming is exact, and another number of
+processes takes the same steps (but for --dropout).
 """
 import math
 import os
@@ -86,7 +87,7 @@ class Args:
     n_layer: int = flag(4, "blocks")
     n_head: int = flag(4, "attention heads")
     n_embd: int = flag(128, "width")
-    rope_theta: float = flag(100.0, "longest period of the rotary embedding", low=1.0)
+    rope_theta: float = flag(100.0, "base of the rotary embedding", low=1.0)
     dropout: float = flag(0.0, "dropout in the blocks", high=1.0)
     # noise and loss
     insertion: str = flag("", "schedule alpha: linear, cosine, sin, polynomial, geometric; empty: "
@@ -102,7 +103,7 @@ class Args:
     weight_cap: float = flag(1000.0, "cap on the hazards in the training loss; never in a bound")
     code: str = flag("plain", "ell > 1: plain digits, or gray: neighbouring numbers differ in one "
                      "digit", ("plain", "gray"))
-    shuffle_ids: float = flag(0.0, "ell > 1: share of ids permuted before they become digits",
+    shuffle_ids: float = flag(0.0, "ell > 1: share of numbers permuted before they become digits",
                               high=1.0)
     # optimization
     batch_size: int = flag(96, "documents per step, over all processes and pieces")
