@@ -73,6 +73,8 @@ def draw_images(loaded, settings, args):
                    "picture with --trace images.gif")
     if loaded.config.causal and args.keep not in ("", "top"):
         raise Fail("an autoregressive model goes on from above: use --keep top")
+    for name in {"sampler", "order"} - args.named:      # images have defaults of their own
+        del settings[name]
     B, shape, across = args.num_samples, loaded.config.shape, 8
     if args.trace:
         B = min(B, 16)
