@@ -317,11 +317,12 @@ class Loaded:
     def documents(self, B, start=None, steps=128, order="", temperature=1.0, sampler="exact",
                   insertion="", unmasking="", **settings):
         """B documents as ids: x (B, block_size), n (B,). start: of one row, for all of them. order:
-        margin for short documents; random for long ones, where asking about every mask costs
-        memory. insertion, unmasking: other schedules than in training. settings: window, watch"""
+        margin for short documents with insertion, else random: asking about every mask of long ones
+        costs memory, and on a fixed canvas end tokens are the surest, so that texts end early.
+        insertion, unmasking: other schedules than in training. settings: window, watch"""
         block_size = self.config.block_size
         if not order:
-            order = "margin" if block_size <= SHORT else "random"
+            order = "margin" if block_size <= SHORT and not self.fixed else "random"
         trained = interpolant.schedule(self.config.insertion)
         try:
             used = interpolant.schedule(insertion or self.config.insertion)

@@ -87,8 +87,8 @@ class Args:
     span_steps: int = flag(32, "network calls for these")
     steps: str = flag("128", "network calls for the samples, numbers separated by commas")
     sampler: str = flag("exact", "exact, parallel, or both separated by a comma")
-    order: str = flag("", "which masks are revealed first; empty: margin for short documents, "
-                      "random for long ones", ("", *ORDERS))
+    order: str = flag("", "which masks are revealed first; empty: margin for short documents "
+                      "with insertion, else random", ("", *ORDERS))
     temperature: float = flag(1.0, "1: what the model says; 0: always the likeliest token")
     judge: str = flag("", "a GPT-2 folder, or an ar run: perplexity of the samples")
     generations: str = flag("", "a .jsonl whose texts --judge judges, in place of a model's")

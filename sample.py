@@ -35,8 +35,8 @@ class Args:
     num_samples: int = flag(10, "documents to write")
     steps: int = flag(128, "network calls")
     sampler: str = flag("exact", "exact: one event at a time; parallel: many in a step", SAMPLERS)
-    order: str = flag("", "which masks are revealed first; empty: margin for short documents, "
-                      "random for long ones", ("", *ORDERS))
+    order: str = flag("", "which masks are revealed first; empty: margin for short documents "
+                      "with insertion, else random", ("", *ORDERS))
     temperature: float = flag(1.0, "1: what the model says; 0: always the likeliest token")
     window: int = flag(0, "reveal only the leftmost masks of this many; 0: any", low=0)
     prompt: str = flag("", "a beginning to continue")
