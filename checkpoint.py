@@ -330,7 +330,7 @@ class Loaded:
         except ValueError as e:
             raise Fail(str(e)) from None
         if (used.name == "instant") != self.fixed:
-            raise Fail(f"--insertion {insertion} does not go with a {trained.name} model")
+            raise Fail(f"--insertion {insertion} does not go with this model's: {trained.name}")
         if start is not None:
             start = [x.expand(B, *x.shape[1:]) for x in start]
         if self.config.causal:
