@@ -64,7 +64,7 @@ def read(path):
 
 def run():
     if len(sys.argv) < 3:
-        raise Fail("name the picture and at least one table: python -m figures.steps OUT.png CSV ..")
+        raise Fail("name the picture and a table: python -m figures.steps OUT.png CSV ..")
     draw(sys.argv[1], [row for path in sys.argv[2:] for row in read(path)])
 
 
