@@ -60,8 +60,7 @@ class Schedule:
         """P(happens in (t, s] | has not happened by t) = (alpha(s) - alpha(t)) / (1 - alpha(t)).
         Exact for a step of any size, unlike hazard * (s - t)."""
         now, later = self.left(t), self.left(s)
-        tiny = torch.finfo(torch.float64).tiny
-        return torch.where(now > 0, (now - later) / now.clamp_min(tiny), 1.0).clamp(0, 1)
+        return ((now - later) / now).nan_to_num(1.0).clamp(0, 1)    # 0 / 0: all has happened
 
 
 def double(t):
@@ -151,25 +150,34 @@ def below(n, size):
     return torch.arange(size, device=n.device) < n[:, None]
 
 
-def interpolate(d1, n1, t, insertion, unmasking, given=None, anchors=None, *, mask, pad):
+def draw_noise(B, L, ell, device="cpu"):
+    """The uniform numbers behind T1, (B, L), and behind each digit's T2, (B, L, ell)"""
+    u = torch.rand(B, L, dtype=torch.float64, device=device)
+    return u, torch.rand(B, L, ell, dtype=torch.float64, device=device)
+
+
+def interpolate(d1, n1, t, insertion, unmasking, given=None, anchors=None, noise=None, *,
+                mask, pad):
     """Draw x_t from documents x1, whose digits are d1 (B, L, ell) and lengths n1 (B,), at times t
     (B,).
 
     given (B, L) bool: tokens that are always there and clean, such as a prompt.
-    anchors (B, L) bool: tokens that are always there, at first as a mask (see anchors_of)."""
+    anchors (B, L) bool: tokens that are always there, at first as a mask (see anchors_of).
+    noise: see draw_noise; None: drawn here."""
     B, L, ell = d1.shape
+    u, v = noise or draw_noise(B, L, ell, d1.device)
     t = double(t)[:, None]                                                        # (B, 1)
     real = below(n1, L)
 
     # 1. Which tokens have appeared: T1 <= t.
-    T1 = insertion.inverse(torch.rand(B, L, dtype=torch.float64, device=d1.device))
+    T1 = insertion.inverse(u)                                                     # (B, L)
     if anchors is not None:
         T1 = T1.masked_fill(anchors, 0)
     present = (T1 <= t) & real                                                    # (B, L)
 
     # 2. Which of their digits are still masked: P(T2 > t | T1) = (1 - beta(t)) / (1 - beta(T1)).
     still = 1 - unmasking.step(T1.minimum(t), t)                                  # (B, L)
-    hidden = torch.rand(B, L, ell, dtype=torch.float64, device=d1.device) < still[:, :, None]
+    hidden = v < still[:, :, None]                                                # (B, L, ell)
     if given is not None:
         present = present | (given & real)
         hidden = hidden & ~given[:, :, None]
@@ -193,8 +201,9 @@ def missing_between(s, n, n1):
     return torch.where(below(n + 1, right.shape[1]), right - left - 1, 0)
 
 
-def anchors_of(given, n1):
+def anchors_of(given, n1, u=None):
     """One random token of each hole, that is of each run of tokens between given ones: (B, L) bool.
+    u (B, L): uniform numbers in float64; None: drawn here.
 
     A hole in a given text holds at least one token, so it starts as one mask. That shows the
     network where the holes are: nothing else says that `range()` is to be filled and not
@@ -203,6 +212,8 @@ def anchors_of(given, n1):
     free = ~given & below(n1, L)
     starts = free & F.pad(given[:, :-1], (1, 0), value=True)
     hole = starts.cumsum(1)                                                   # 1, 2, ..: which hole
-    u = torch.rand(given.shape, dtype=torch.float64, device=given.device) * free
+    if u is None:
+        u = torch.rand(given.shape, dtype=torch.float64, device=given.device)
+    u = u * free
     best = u.new_zeros(len(u), L + 1).scatter_reduce(1, hole, u, "amax")
     return free & (u == best.gather(1, hole)) & given.any(1, keepdim=True)

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint.state_dict as sharded
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def start(args):
@@ -41,40 +42,42 @@ def agreed(asked, world):
 
 
 # -----------------------------------------------------------------------------
-# state dicts, put together from all processes under --fsdp
+# whole tensors, put together from the shares of all processes under --fsdp
 
-FULL = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True, broadcast_from_rank0=True)
-PARTIAL = sharded.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+def whole(weights):
+    """{name: tensor}, a share of each -> {name: the whole tensor, on the CPU}"""
+    full = {}
+    for name, w in weights.items():
+        w = w.detach()
+        if isinstance(w, DTensor):
+            w = w.full_tensor()
+        full[name] = w.cpu().clone()
+    return full
 
 
-def trained_weights(net):
-    """What training changes, {name: tensor on the CPU}: all, or a pretrained model's adapters"""
-    names = {name for name, p in net.named_parameters() if p.requires_grad}
-    if isinstance(net, FSDPModule):
-        state = sharded.get_model_state_dict(net, options=FULL)
-    else:
-        state = net.state_dict()
-    return {name: w.detach().cpu().clone() for name, w in state.items() if name in names}
+@torch.no_grad()
+def fill(weights, full):
+    """The other way: write the whole tensors `full` into the weights of these names."""
+    for name, w in weights.items():                 # in one order on all processes
+        if name not in full:
+            continue
+        values = full[name]
+        if isinstance(w, DTensor):
+            values = distribute_tensor(values.to(w.device), w.device_mesh, w.placements)
+        w.copy_(values)
+
+
+WHOLE = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True, broadcast_from_rank0=True)
 
 
 def optimizer_state(net, optimizer):
     if isinstance(net, FSDPModule):
-        return sharded.get_optimizer_state_dict(net, optimizer, options=FULL)
+        return sharded.get_optimizer_state_dict(net, optimizer, options=WHOLE)
     return optimizer.state_dict()
-
-
-@torch.no_grad()
-def set_trained(net, weights):
-    if isinstance(net, FSDPModule):
-        sharded.set_model_state_dict(net, weights, options=PARTIAL)
-        return
-    for name, p in net.named_parameters():
-        if name in weights:
-            p.copy_(weights[name])
 
 
 def set_optimizer(net, optimizer, state):
     if isinstance(net, FSDPModule):
-        sharded.set_optimizer_state_dict(net, optimizer, state, options=FULL)
+        sharded.set_optimizer_state_dict(net, optimizer, state, options=WHOLE)
     else:
         optimizer.load_state_dict(state)

@@ -332,9 +332,9 @@ def run_parallel(task, state, steps, watch):
     return state
 
 
-def finish(task, state, watch, rounds=8):
+def finish(task, state, watch):
     """Reveal what is still masked at t = 1: an eighth of it, a seventh of the rest, .., all."""
-    t = torch.ones(len(state.n), dtype=torch.float64)
+    t, rounds = torch.ones(len(state.n), dtype=torch.float64), 8
     while (state.y == task.code.mask).any():
         masked = used_slots(state) == task.code.mask
         count, eligible = draw_count(masked, t / max(rounds, 1), task.window)
@@ -359,7 +359,7 @@ def generate(predict, code, B, block_size, steps, insertion, unmasking, order="r
             raise ValueError(f"unknown {value!r}: choose one of {', '.join(known)}")
     if steps < 1:
         raise ValueError(f"there must be at least 1 step, not {steps}")
-    task = Task(predict, code, insertion, unmasking, order, temperature, window or 0)
+    task = Task(predict, code, insertion, unmasking, order, temperature, window)
     watch = watch or (lambda t, y, n: None)
     state = begin(code, B, block_size, task.fixed, start)
     run = run_exactly if sampler == "exact" else run_parallel

@@ -13,7 +13,7 @@ The loss is the bound of rates.py in nats per token of the document, with capped
 --targets averaged the tight bound, which is comparable between methods. Given text costs nothing,
 so --infill makes it a little lower than the validation loss, which has none.
 
-A step is a pure function of (weights, moments, seed, step): documents, times and noise are drawn
+A step is a pure function of (weights, moments, seed, step): documents and random numbers are drawn
 for the global batch, then every process takes its rows. So resuming is exact, and another number of
 processes takes the same steps (but for --dropout).
 """
@@ -36,7 +36,8 @@ import interpolant
 import parallel
 import prime
 import rates
-from common import Fail, Log, Stop, flag, lock, main, parse, remove_left, say, trim
+import run
+from common import Fail, Log, Stop, flag, main, parse, say, trim
 from figures import curve, images
 from interpolant import below
 from model import Config, Transformer, pick_device
@@ -190,8 +191,12 @@ def draw_times(B, power):
     return 1 - left ** power, power * left ** (power - 1)
 
 
-def draw_given(n1, L, most_holes=3):
-    """Text with holes: which tokens of documents of n1 (B,) tokens are given, (B, L) bool.
+MOST_HOLES = 3
+
+
+def draw_given(n1, L, rows=slice(None)):
+    """Text with holes: which tokens of documents of n1 (B,) tokens are given, for some `rows` of
+    them: (rows, L) bool.
 
     1. Run lengths r_0 .. r_k around k holes are drawn by a law that does not look at the document:
        shares of the length of another one. r_0 is 0 in a third of the cases, r_k in another third.
@@ -203,24 +208,25 @@ def draw_given(n1, L, most_holes=3):
     So with one hole the best answer is exactly p(x1 | given text, the hole is not empty). With k
     holes that hide h tokens in all it is tilted by 1 / C(h - 1, k - 1), the chance of the split:
     towards short holes."""
-    B = len(n1)
-    holes = torch.randint(1, most_holes + 1, (B, 1))
-    holes = torch.where(torch.rand(B, 1) < 0.5, 1, holes)
-    run = torch.arange(most_holes + 1)                                          # 0 .. most_holes
-    share = torch.rand(B, most_holes + 1) * n1.roll(1)[:, None] / holes
-    length = share.long().clamp_min(1)                                         # (B, most_holes + 1)
-    side = torch.rand(B, 1)
-    absent = ((run == 0) & (side < 1 / 3)) | ((run == holes) & (side > 2 / 3)) | (run > holes)
+    B, runs, other = len(n1), MOST_HOLES + 1, n1.roll(1)
+    draws = (torch.randint(1, MOST_HOLES + 1, (B, 1)), torch.rand(B, 1), torch.rand(B, runs),
+             torch.rand(B, 1), torch.rand(B, L))
+    holes, single, share, side, split = (draw[rows] for draw in draws)
+    n1, other = n1[rows, None], other[rows, None]                               # (B, 1)
+    holes = torch.where(single < 0.5, 1, holes)                                 # (B, 1)
+    length = (share * other / holes).long().clamp_min(1)                        # (B, runs)
+    i = torch.arange(runs)
+    absent = ((i == 0) & (side < 1 / 3)) | ((i == holes) & (side > 2 / 3)) | (i > holes)
     length = length.masked_fill(absent, 0)
-    hidden = n1[:, None] - length.sum(1, keepdim=True)                      # (B, 1) tokens in holes
+    hidden = n1 - length.sum(1, keepdim=True)                               # (B, 1) tokens in holes
     # hidden token p begins a new hole at k - 1 random places of 1 .. hidden - 1
     p = torch.arange(L)
-    rank = torch.rand(B, L).masked_fill((p == 0) | (p >= hidden), 2).argsort(dim=1).argsort(dim=1)
+    rank = split.masked_fill((p == 0) | (p >= hidden), 2).argsort(dim=1).argsort(dim=1)
     hole = ((rank < holes - 1) & (p > 0) & (p < hidden)).cumsum(1)              # (B, L) which hole
-    before = length.cumsum(1).gather(1, hole.clamp_max(most_holes))          # given tokens before p
+    before = length.cumsum(1).gather(1, hole.clamp_max(MOST_HOLES))          # given tokens before p
     place = torch.where(p < hidden, p + before, L).clamp_max(L)
-    is_hidden = torch.zeros(B, L + 1, dtype=torch.bool).scatter(1, place, True)[:, :L]
-    return ~(is_hidden & (hidden >= holes)) & below(n1, L)
+    is_hidden = torch.zeros(len(n1), L + 1, dtype=torch.bool).scatter(1, place, True)[:, :L]
+    return ~(is_hidden & (hidden >= holes)) & (p < n1)
 
 
 def canvas(x, n, args, end):
@@ -237,33 +243,39 @@ def canvas(x, n, args, end):
     return full, torch.full_like(n, size)
 
 
-def make_batch(step, documents, code, args):
-    """All that is random in a step, for the global batch: a pure function of (seed, step)."""
+def make_batch(step, documents, code, args, rows=slice(None)):
+    """All that is random in a step, a pure function of (seed, step). Documents and random numbers
+    are drawn for the global batch; the work on them is done for `rows` of it."""
     torch.default_generator.manual_seed(args.seed * 1_000_003 + step)
     order = data.order(args.seed, step, args.batch_size, len(documents))
     x, length, given = documents.batch(order)                                 # (B, L), (B,), (B, L)
-    x1, n1 = canvas(x, length, args, documents.tokenizer.eot)
+    x1, n1 = canvas(x[rows], length[rows], args, documents.tokenizer.eot)
+    B, L = len(x), x1.shape[1]
     tokens = int(length.sum())                                                  # what is to be said
     if given is not None:                                                     # the prompt of a task
         tokens -= int(given.sum())
-        given = F.pad(given, (0, x1.shape[1] - given.shape[1]))
+        given = F.pad(given[rows], (0, L - given.shape[1]))
     elif args.infill and METHODS[args.method] != "instant":
-        given = draw_given(n1, x1.shape[1]) & (torch.rand(len(x1), 1) < args.infill)
+        given = draw_given(length, L, rows)
+        given &= torch.rand(B, 1)[rows] < args.infill
     batch = SimpleNamespace(x1=x1, n1=n1, given=given, tokens=tokens)
     if args.method == "ar":
         return batch
-    batch.t, batch.weight = draw_times(len(x1), args.t_power)                   # (B,), (B,)
+    batch.t, batch.weight = (draw[rows] for draw in draw_times(B, args.t_power))
     batch.d1 = rates.digits(code, x1, n1)
     anchors = None
     if given is not None and documents.anchored:
-        anchors = interpolant.anchors_of(given, n1)
+        u = torch.rand(B, L, dtype=torch.float64)
+        anchors = interpolant.anchors_of(given, n1, u[rows])
+    noise = [draw[rows] for draw in interpolant.draw_noise(B, L, code.ell)]
     batch.noised = interpolant.interpolate(batch.d1, n1, batch.t, *schedules(args), given, anchors,
-                                           mask=code.mask, pad=code.pad)
+                                           noise, mask=code.mask, pad=code.pad)
     return batch
 
 
 def losses(predict, code, batch, rows, args):
-    """The integrand of the bound for these rows, hazards capped: unmask, insert (B,), in nats."""
+    """The integrand of the bound for these rows of the batch, hazards capped: unmask, insert (B,),
+    in nats."""
     given = None if batch.given is None else batch.given[rows]
     if args.method == "ar":
         nll = rates.next_token_nll(predict, code, batch.x1[rows], batch.n1[rows], given)
@@ -314,11 +326,11 @@ def validate(net, documents, code, args, pieces, rank, world):
     share = -(-B // world)                      # as many rows, and forward passes, on every process
     sums = torch.zeros(3, dtype=torch.float64)                              # unmask, insert, tokens
     for i in range(args.eval_iters):
-        batch = make_batch(i, documents, code, plain)
         rows = torch.arange(share) * world + rank
-        for piece in rows.split(-(-share // pieces)):
-            unmask, insert = losses(net, code, batch, piece % B, plain)
-            real = (piece < B).to(unmask.device)
+        batch = make_batch(i, documents, code, plain, rows % B)
+        for piece in torch.arange(share).split(-(-share // pieces)):
+            unmask, insert = losses(net, code, batch, piece, plain)
+            real = (rows[piece] < B).to(unmask.device)
             sums[0] += float(unmask[real].double().sum())
             sums[1] += float(insert[real].double().sum())
         sums[2] += batch.tokens / world
@@ -346,47 +358,6 @@ def update_ema(net, ema, step, decay):
     weights = dict(net.named_parameters())
     d = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(ema.values()), [weights[name].detach() for name in ema], 1 - d)
-
-
-def run_state(net, ema, optimizers):
-    """The tensors of a checkpoint"""
-    moments = [parallel.optimizer_state(net, optimizer) for optimizer in optimizers]
-    weights = parallel.trained_weights(net)
-    swap(net, ema)
-    averages = parallel.trained_weights(net)
-    swap(net, ema)
-    return dict(model=weights, ema=averages, optimizer=moments)
-
-
-def restore(net, ema, optimizers, content, dataset):
-    """The other way: everything to the bit as it was when `content` was saved"""
-    if content["fingerprint"] != dataset.train.fingerprint:
-        raise Fail("the training data differs from that of the run being resumed: restore it, or "
-                   "start another --out_dir")
-    for part in ("ema", "model"):
-        checkpoint.check_names(net, content[part])
-    parallel.set_trained(net, content["ema"])
-    swap(net, ema)
-    parallel.set_trained(net, content["model"])
-    for optimizer, state in zip(optimizers, content["optimizer"], strict=True):
-        parallel.set_optimizer(net, optimizer, state)
-
-
-def start_weights(net, path, tokenizer):
-    """Begin with the averaged weights of another run. Those of a fixed canvas may begin a model
-    with insertion: its gap head is new."""
-    content = checkpoint.read(path)
-    mine, theirs = dict(net.named_parameters()), content["ema"]
-    odd = [k for k in theirs if k not in mine or mine[k].shape != theirs[k].shape]
-    odd += [k for k in mine if k not in theirs and not k.startswith("gap.")]
-    odd += [k for k in ("n_head", "rope_theta", "ell")
-            if content["config"].get(k) != getattr(net.config, k)]
-    if content["tokenizer"] != tokenizer.spec():
-        odd.append("its tokenizer is another one")
-    if odd or content.get("base"):
-        raise Fail(f"{path} is of another kind or size ({' '.join(odd[:1])}): give the flags that "
-                   "it was trained with, or train from scratch")
-    parallel.set_trained(net, theirs)
 
 
 def fit_to_images(args, shape):
@@ -426,30 +397,6 @@ def build(args, tokenizer, content, shape=()):
         return Transformer(config, permutation)
     except ValueError as e:
         raise Fail(str(e)) from None
-
-
-def resumed(argv, content):
-    """The flags of the run that is resumed, and then those named now"""
-    new = ("init_from", "out_dir", "overwrite", "device")
-    saved = [f"--{name}={value}" for name, value in content["args"].items() if name not in new]
-    args = parse(Args, __doc__, saved + argv)
-    for name in ("method", "ell", "insertion", "block_size", "n_layer", "n_head", "n_embd"):
-        before = content["args"].get(name)
-        if getattr(args, name) != before:
-            raise Fail(f"--{name} differs from the run being resumed ({before}): leave it out, or "
-                       "start another --out_dir")
-    return args
-
-
-def claim(args):
-    """Lock out_dir, clear it of half-written files, and refuse to write over a run"""
-    held = lock(args.out_dir)
-    for name in ("ckpt.pt", "log.csv", "loss.png"):
-        remove_left(args.out_dir, name)
-    if checkpoint.found(args.out_dir) and args.init_from != "resume" and not args.overwrite:
-        raise Fail(f"{args.out_dir} holds a run: go on with --init_from resume, start again with "
-                   "--overwrite, or name another --out_dir")
-    return held
 
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}     # dense bf16 FLOP/s
@@ -545,10 +492,10 @@ def train(argv=None):
     content, resume = None, args.init_from == "resume"
     if resume:
         content = checkpoint.newest_good(args.out_dir, print_once)
-        device, args = args.device, resumed(argv, content)
+        device, args = args.device, run.flags(Args, __doc__, argv, content)
         args.device = device
     settle(args)
-    held = claim(args) if rank == 0 else None       # noqa: F841 (kept until the process ends)
+    held = run.claim(args) if rank == 0 else None   # noqa: F841 (kept until the process ends)
 
     # 2. data, network, optimizers
     dataset = data.load(args.dataset, data_dir=args.data_dir, block_size=args.block_size,
@@ -562,15 +509,15 @@ def train(argv=None):
     net = build(args, dataset.tokenizer, content, shape).to(args.device)
     net.checkpointing = args.checkpointing
     if not resume and args.init_from != "scratch" and not llada.is_folder(args.init_from):
-        start_weights(net, args.init_from, dataset.tokenizer)
+        run.start_from(net, args.init_from, dataset.tokenizer)
     if args.fsdp:
         parallel.shard(net)
-    ema = {name: p.detach().clone() for name, p in net.named_parameters() if p.requires_grad}
+    ema = {name: p.detach().clone() for name, p in run.trained(net).items()}
     optimizers = optimizers_for(net, args)
     step, seconds_before, window = 0, 0.0, Window(args.device)
     if resume:
         with checkpoint.must_fit(args.out_dir):
-            restore(net, ema, optimizers, content, dataset)
+            run.restore(net, ema, optimizers, content, dataset)
             step, seconds_before = content["step"], float(content["seconds"])
             if rank == 0:
                 window = Window(args.device, content["window"])
@@ -598,7 +545,7 @@ def train(argv=None):
 
     def save():
         sums = window.total(world)
-        state = run_state(net, ema, optimizers)
+        state = run.state(net, ema, optimizers)
         if rank == 0:
             log.write()             # first: what a log says too much is cut off when it is resumed
             seconds = seconds_before + time.time() - began
@@ -610,7 +557,8 @@ def train(argv=None):
             curve.draw(os.path.join(args.out_dir, "loss.png"), log.rows)
 
     # 4. steps
-    bad, batch = 0, make_batch(step, dataset.train, net.code, args)
+    rows = torch.arange(rank * args.batch_size // world, (rank + 1) * args.batch_size // world)
+    bad, batch = 0, make_batch(step, dataset.train, net.code, args, rows)
     while True:
         last, asked = step >= args.max_iters, parallel.agreed(stop.asked, world)
         due = step > start and (last or step % args.eval_interval == 0)
@@ -631,16 +579,15 @@ def train(argv=None):
         # gradients, in pieces
         if args.dropout:
             torch.manual_seed(((args.seed * 1_000_003 + step) * 4099 + 1 + rank) % 2 ** 63)
-        B = len(batch.x1)
-        mine = torch.arange(rank * B // world, (rank + 1) * B // world).tensor_split(pieces)
-        for i, rows in enumerate(mine):
+        for i, piece in enumerate(torch.arange(len(rows)).tensor_split(pieces)):
             model.require_backward_grad_sync = i + 1 == pieces      # DDP: after the last piece only
             with autocast:
-                unmask, insert = losses(model, net.code, batch, rows, args)
+                unmask, insert = losses(model, net.code, batch, piece, args)
             loss = (unmask.sum() + insert.sum()) / batch.tokens
             (loss * world).backward()                               # DDP averages over processes
             window.sums += torch.stack([unmask.detach().sum(), insert.detach().sum()])
-        tokens, batch = batch.tokens, make_batch(step + 1, dataset.train, net.code, args)
+        tokens = batch.tokens                       # the next batch, while a GPU is at work
+        batch = make_batch(step + 1, dataset.train, net.code, args, rows)
 
         # one step of the optimizers, and of the averages
         lr = learning_rate(step, args)

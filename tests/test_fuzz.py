@@ -16,6 +16,7 @@ import evaluate
 import maze
 import sample
 import train
+from loaded import HOLE
 from retrofit import benchmark
 
 TIMES = int(os.environ.get("FUZZ", 1))
@@ -142,7 +143,7 @@ def test_infill_patterns(world):
         filled += 1
         if name == "flexmdm" and "\0" not in pattern:   # (a NUL is dropped from texts)
             rest = text
-            for part in checkpoint.HOLE.split(pattern)[::2]:
+            for part in HOLE.split(pattern)[::2]:
                 at = rest.find(part)
                 assert at >= 0, (pattern, text)
                 rest = rest[at + len(part):]

@@ -20,6 +20,7 @@ import oracle
 import parallel
 import prime
 import rates
+import run
 import runs
 import sampler
 import train
@@ -117,6 +118,28 @@ def test_a_batch_counts_the_tokens_that_are_to_be_said(tmp_path):
         assert batch.tokens == 12 and batch.given.sum() == 8
         assert batch.given[:, 0].all() and batch.given.shape == batch.x1.shape
         assert (batch.x1[:, 4:] == 7).all()             # the data set's end token
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_of_a_batch_are_those_of_the_global_batch(method, tmp_path):
+    """Each process makes its own rows only, of the same random numbers."""
+    texts = [list(range(1, 2 + i % 6)) for i in range(16)]
+    plain = runs.write_ids(tmp_path / "plain", texts).train
+    task = runs.write_ids(tmp_path / "task", texts,
+                          given=[[i % 2 == 0 for i in range(len(text))] for text in texts]).train
+    args = settled(f"--method={method}", "--infill=.6", "--batch_size=16")
+    code = prime.Code(8, args.ell)
+    for documents, step in ((plain, 0), (plain, 1), (task, 0)):
+        whole = train.make_batch(step, documents, code, args)
+        rows = torch.tensor([3, 9, 10, 15])
+        mine = train.make_batch(step, documents, code, args, rows)
+        assert mine.tokens == whole.tokens
+        for name, value in vars(mine).items():
+            parts = value if name == "noised" else [value]
+            others = getattr(whole, name) if name == "noised" else [getattr(whole, name)]
+            for part, other in zip(parts, others):
+                if isinstance(part, torch.Tensor):
+                    assert torch.equal(part, other[rows]), name
 
 
 def test_every_hole_begins_as_a_mask():
@@ -395,7 +418,7 @@ def test_a_gradient_is_clipped_and_the_learning_rate_set():
 def test_a_gradient_that_is_not_finite_changes_nothing():
     net = network()
     optimizers = optimizers_for(net, settled("--optimizer=muon"))
-    states = [train.run_state(net, {}, optimizers)]
+    states = [run.state(net, {}, optimizers)]
     for bad in (None, math.nan, math.inf):
         net.head.weight.sum().backward()
         sum(p.square().sum() for p in net.parameters()).backward()
@@ -403,7 +426,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
             net.head.weight.grad[1, 2] = bad
         norm = train.step_optimizers(net, optimizers, 0.1, 1.0)
         assert math.isfinite(norm) == (bad is None)
-        states.append(train.run_state(net, {}, optimizers))
+        states.append(run.state(net, {}, optimizers))
     first, *rest = (torch.cat([w.flatten() for w in s["model"].values()]) for s in states)
     assert not torch.equal(first, rest[0])
     assert torch.equal(rest[0], rest[1]) and torch.equal(rest[0], rest[2])
@@ -447,15 +470,15 @@ def test_a_checkpoint_holds_weights_and_averages_each_in_its_place(small, tmp_pa
     optimizers = optimizers_for(net, args)
     sum(p.square().sum() for p in net.parameters()).backward()
     train.step_optimizers(net, optimizers, 0.1, 1.0)
-    state = train.run_state(net, ema, optimizers)
+    state = run.state(net, ema, optimizers)
     assert all(torch.equal(p, state["model"][name]) for name, p in net.named_parameters())
     assert all(torch.equal(w, state["ema"][name]) for name, w in ema.items())
     other = network()
     averages = {name: p.detach().clone() for name, p in other.named_parameters()}
     fresh = optimizers_for(other, args)
     content = dict(state, fingerprint=small.train.fingerprint)
-    train.restore(other, averages, fresh, content, small)
-    again = train.run_state(other, averages, fresh)
+    run.restore(other, averages, fresh, content, small)
+    again = run.state(other, averages, fresh)
     for part in ("model", "ema"):
         assert all(torch.equal(w, again[part][name]) for name, w in state[part].items())
     assert again["optimizer"][0]["state"].keys() == state["optimizer"][0]["state"].keys()
