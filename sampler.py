@@ -127,8 +127,9 @@ def confidence(logits, y, code, order):
 def highest(scores, eligible, count):
     """(B, N) bool: the count[b] eligible places of row b with the highest scores"""
     scores = scores.masked_fill(~eligible, -torch.inf)
-    rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return eligible & (rank < count[:, None])
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    first = below(count, scores.shape[1])
+    return eligible & torch.zeros_like(eligible).scatter(1, order, first)
 
 
 def ask(task, y, state, t, at):
@@ -144,20 +145,26 @@ def ask(task, y, state, t, at):
     return task.predict(y[rows], state.n[rows], t[rows], at[rows], given=given)
 
 
-def reveal(task, state, t, count, eligible, whole=False):
-    """Reveal count (B,) of the eligible (B, L, ell) masked digits of each row at times t (B,);
-    whole: and the other digits of their slots. -> the new y (B, L, ell), log g of the old state (B,
-    L + 1)."""
+def reveal(task, state, t, drawn, eligible, whole=False):
+    """Reveal masked digits at times t (B,), in each row as many as are drawn (B, L, ell): these
+    ones, or, where task.order says so, the first by that order of all that are eligible (B, L,
+    ell). whole: and the other digits of their slots. -> the new y (B, L, ell), log g of the old
+    state (B, L + 1)."""
     code, order = task.code, task.order
-    B, L, ell = eligible.shape
-    y = state.y[:, :L]
+    B, L, ell = drawn.shape
+    y, count = state.y[:, :L], drawn.flatten(1).sum(1)
+    if task.window:
+        leftmost = eligible.any(2).cumsum(1) <= task.window
+        eligible = eligible & leftmost[:, :, None]
     if order in SURE:                               # ask about all of them, in rows that reveal any
         at = eligible.any(2) & (count > 0)[:, None]                         # (B, L)
     else:
-        scores = torch.rand(B, L * ell)
-        if order == "left_to_right":
+        chosen = drawn
+        if order == "left_to_right" or task.window:
             scores = -torch.arange(L * ell).float().expand(B, -1)
-        chosen = highest(scores, eligible.flatten(1), count).view_as(y)
+            if order == "random":
+                scores = torch.rand(B, L * ell)
+            chosen = highest(scores, eligible.flatten(1), count).view_as(y)
         at = chosen.any(2)
     logits, log_g = ask(task, y, state, t, at)
     if logits is None:
@@ -196,7 +203,10 @@ def arrivals(g, p):
     inserted exactly."""
     u = torch.rand(len(g), 1, dtype=g.dtype)
     K = (g.cumsum(1) + u).floor().diff(dim=1, prepend=torch.zeros_like(u))
-    return torch.binomial(K, p.to(g.dtype)[:, None].expand_as(K).contiguous()).long()
+    some = K > 0                                    # most gaps get none
+    counts = torch.zeros_like(K)
+    counts[some] = torch.binomial(K[some], p.to(g.dtype)[:, None].expand_as(K)[some])
+    return counts.long()
 
 
 def insert(state, counts, code):
@@ -204,49 +214,46 @@ def insert(state, counts, code):
     room: of too many a random subset stays."""
     y, n, opened, given = state
     B, L, ell = y.shape
-    total = counts.cumsum(1)                                                    # (B, N)
-    K = int(total[:, -1].max())
-    if K == 0:
-        return state
-    index = torch.arange(K).expand(B, -1).contiguous()                        # (B, K) the new slots
-    gap = torch.searchsorted(total, index, right=True)                          # where each belongs
-    stays = highest(torch.rand(B, K), index < total[:, -1:], L - n)
-    # sort old slots (slot j at 2 j + 1, the end of the row among them) and new ones (in gap j: at 2
-    # j)
-    place = torch.arange(L + 1).expand(B, -1)
-    old_key = torch.where(place <= n[:, None], 2 * place + 1, 4 * L)
-    new_key = torch.where(stays, 2 * gap, 4 * L)
-    order = torch.cat([old_key, new_key], 1).argsort(dim=1, stable=True)[:, :L + 1]
+    counts = fitting(F.pad(counts, (0, L + 1 - counts.shape[1])), L - n)    # (B, L + 1)
+    place = torch.arange(L + 1) + counts.cumsum(1)      # where slot j goes, and the end (j = n)
+    place = torch.where(below(n + 1, L + 1), place, L + 1)                  # what is beyond: away
+    n = n + counts.sum(1)
 
-    old, new = F.pad(y, (0, 0, 0, 1), value=code.pad), y.new_full((B, K, ell), code.mask)
-    n = n + stays.sum(1)
-    y = torch.cat([old, new], 1).take_along_dim(order[:, :L, None], 1)
-    y = torch.where(below(n, L)[:, :, None], y, code.pad)
-    opened = torch.cat([opened, torch.ones_like(stays)], 1).gather(1, order)    # open on both sides
+    def moved(x, new):
+        """x (B, <= L + 1) at its new places, among what is new (B, L + 2)"""
+        return new.scatter(1, place[:, :x.shape[1]], x)[:, :x.shape[1]]
+
+    empty = torch.where(below(n, L + 2), code.mask, code.pad)               # (B, L + 2)
+    y = torch.stack([moved(digit, empty) for digit in y.unbind(2)], 2)
+    opened = moved(opened, torch.ones(B, L + 2, dtype=torch.bool))          # open on both sides
     if given is not None:
-        given = torch.cat([F.pad(given, (0, 1)), torch.zeros_like(stays)], 1)
-        given = given.gather(1, order[:, :L])
+        given = moved(given, torch.zeros(B, L + 2, dtype=torch.bool))
     return State(y, n, opened, given)
+
+
+def fitting(counts, room):
+    """counts (B, N), and where a row's sum exceeds room (B,) a random subset of so many"""
+    total = counts.cumsum(1)                                                # (B, N)
+    if (total[:, -1] <= room).all():
+        return counts
+    index = torch.arange(int(total[:, -1].max())).expand(len(counts), -1).contiguous()   # (B, K)
+    stays = highest(torch.rand(index.shape), index < total[:, -1:], room)
+    gap = torch.searchsorted(total, index, right=True).clamp_max(counts.shape[1] - 1)
+    return torch.zeros_like(counts).scatter_add(1, gap, stays.long())
 
 
 # -----------------------------------------------------------------------------
 # the two samplers
 
-def draw_count(masked, p, window):
-    """Each masked digit (B, L, ell) is to be revealed with probability p (B,): -> how many of a
-    row, (B,), and which may be: all, or those in the leftmost `window` slots that have any."""
-    drawn = torch.rand(masked.shape, dtype=torch.float64) < p[:, None, None]
-    count, eligible = (masked & drawn).flatten(1).sum(1), masked
-    if window:
-        eligible = masked & (masked.any(2).cumsum(1) <= window)[:, :, None]
-    return count, eligible
+def draw(masked, p):
+    """Of the masked digits (B, L, ell) each one with its row's probability p (B,)"""
+    return masked & (torch.rand(masked.shape, dtype=torch.float64) < p[:, None, None])
 
 
 def parallel_step(task, state, t, s):
     """Everything that happens between the times t and s (B,). -> the new state"""
     masked = used_slots(state) == task.code.mask                            # (B, L, ell)
-    count, eligible = draw_count(masked, task.unmasking.step(t, s), task.window)
-    y, log_g = reveal(task, state, t, count, eligible)
+    y, log_g = reveal(task, state, t, draw(masked, task.unmasking.step(t, s)), masked)
     new = with_slots(state, y)
     if log_g is None:
         return new
@@ -270,7 +277,8 @@ def one_event(task, state, t, proposed):
     masked = used_slots(state) == task.code.mask                            # (B, L, ell)
     slots = masked.any(2).sum(1)                                            # (B,)
     first_digit = masked & (masked.cumsum(2) == 1)
-    y, log_g = reveal(task, state, t, slots.clamp_max(1), first_digit, whole=True)
+    one = highest(torch.rand(masked[..., 0].shape), masked.any(2), slots.clamp_max(1))
+    y, log_g = reveal(task, state, t, first_digit & one[:, :, None], first_digit, whole=True)
     g = torch.zeros(len(t), 1, dtype=torch.float64)
     if log_g is not None:
         has_room = state.n < state.y.shape[1]
@@ -337,8 +345,8 @@ def finish(task, state, watch):
     t, rounds = torch.ones(len(state.n), dtype=torch.float64), 8
     while (state.y == task.code.mask).any():
         masked = used_slots(state) == task.code.mask
-        count, eligible = draw_count(masked, t / max(rounds, 1), task.window)
-        state = with_slots(state, reveal(task, state, t, count, eligible)[0])
+        y, _ = reveal(task, state, t, draw(masked, t / max(rounds, 1)), masked)
+        state = with_slots(state, y)
         rounds -= 1
         watch(1.0, state.y, state.n)
     return state
