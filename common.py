@@ -22,6 +22,8 @@ import signal
 import sys
 import tempfile
 
+import torch
+
 try:
     import fcntl
 except ImportError:
@@ -206,6 +208,14 @@ def say(*words):
         print(text.encode(encoding, "replace").decode(encoding), flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def move(x, device):
+    """A tensor on a device. The host does not wait for what the device is doing: a GPU fetches the
+    tensor by itself, from pinned memory."""
+    if torch.device(device).type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
 
 
 def trim():

@@ -32,7 +32,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 import interpolant
-from common import Fail
+from common import Fail, move
 from interpolant import below
 from prime import Code
 
@@ -70,8 +70,7 @@ class Packed(NamedTuple):
     longest: int                        # no document has more slots
 
     def to(self, device):
-        tensors = (x.to(device, non_blocking=True) for x in self[:-1])
-        return Packed(*tensors, self.longest)
+        return Packed(*(move(x, device) for x in self[:-1]), self.longest)
 
 
 def pack(y, n, at, given, pad, end_slot, causal):
@@ -229,7 +228,8 @@ class Network(nn.Module):
         packed = pack(y, n, at, given, self.code.pad, self.gap is not None, self.config.causal)
         packed = packed.to(device)
         precision = torch.promote_types(self.head.weight.dtype, torch.float32)
-        alpha = interpolant.schedule(self.config.insertion).at(t).to(device, precision)
+        alpha = interpolant.schedule(self.config.insertion).at(t).to(precision)     # (B,)
+        alpha = move(alpha, device)
         h, log_g = self.trunk(packed, alpha)
         logits = self.head(h)                                               # (M, V)
         if self.never and not self.training:

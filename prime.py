@@ -91,9 +91,9 @@ class Code:
         log_p = log_p.clamp_min(NEVER)
         if self.permutation is None:
             by_number = F.pad(log_p, (0, self.b ** self.ell - self.V), value=NEVER)   # (M, b^ell)
-        else:
-            unused = log_p.new_full((len(log_p), self.b ** self.ell), NEVER)
-            by_number = unused.index_copy(1, self.permutation[:self.V].to(log_p.device), log_p)
+        else:                                       # a number that is no token (-1): the column V
+            token_of = self.on(log_p.device)[1] % (self.V + 1)
+            by_number = F.pad(log_p, (0, 1), value=NEVER).index_select(1, token_of)
         return digit_sums(by_number, self.b, self.ell)
 
 

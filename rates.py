@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common import move
 from interpolant import below, interpolate, missing_between
 
 
@@ -96,24 +97,27 @@ def terms(predict, code, d1, n1, noised, t, *, joint=False, averaged=False, give
     given."""
     y, n, kept, gaps = noised
     at = (y == code.mask).any(2)                                                         # (B, L)
-    shown = None if given is None else given.gather(1, kept) & below(n, y.shape[1])      # (B, L)
-    logits, log_g = predict(y, n, t, at, given=shown)                           # (M, V), (B, L + 1)
+    told = None
+    if given is not None:                           # which slots of x_t that are
+        told = given.gather(1, kept) & below(n, y.shape[1])                              # (B, L)
+    logits, log_g = predict(y, n, t, at, given=told)                            # (M, V), (B, L + 1)
     device = logits.device
+    shown = move(y[at], device)                                                          # (M, ell)
 
     row = at.nonzero()[:, 0]                                                             # (M,)
     if averaged and log_g is not None:              # without insertion there is but one alignment
         weight, gaps = alignments(noised, d1, n1, code, given)
-        weight, tokens = weight[at].to(device), d1[row].to(device)      # (M, L), (M, L, ell)
-        nll = slot_kl(logits, y[at].to(device), weight, tokens, code, joint)
+        weight, tokens = move(weight[at], device), move(d1[row], device)    # (M, L), (M, L, ell)
+        nll = slot_kl(logits, shown, weight, tokens, code, joint)
     else:
-        truth = d1[row, kept[at]]                                                        # (M, ell)
-        nll = slot_nll(logits, y[at].to(device), truth.to(device), code, joint)
-    unmask = nll.new_zeros(len(y)).index_add(0, row.to(device), nll)
+        truth = move(d1[row, kept[at]], device)                                          # (M, ell)
+        nll = slot_nll(logits, shown, truth, code, joint)
+    unmask = nll.new_zeros(len(y)).index_add(0, move(row, device), nll)
     if log_g is None:
         return Terms(unmask, torch.zeros_like(unmask))
 
-    live = below(n + 1, gaps.shape[1]).to(device)                                       # (B, L + 1)
-    divergence = phi(gaps.to(device, log_g.dtype), log_g.masked_fill(~live, 0))
+    live = move(below(n + 1, gaps.shape[1]), device)                                    # (B, L + 1)
+    divergence = phi(move(gaps.to(log_g.dtype), device), log_g.masked_fill(~live, 0))
     return Terms(unmask, torch.where(live, divergence, 0).sum(1))
 
 
@@ -187,7 +191,7 @@ def nll(predict, code, x1, n1, t, insertion, unmasking, bound="loose", given=Non
                          mask=code.mask, pad=code.pad)
     unmask, insert = terms(predict, code, d1, n1, noised, t, given=given, **BOUNDS[bound])
     lam_unmask, lam_insert = unmasking.hazard(t), insertion.hazard(t)
-    return lam_unmask.to(unmask.device) * unmask + lam_insert.to(unmask.device) * insert
+    return move(lam_unmask, unmask.device) * unmask + move(lam_insert, insert.device) * insert
 
 
 def digits(code, x1, n1):
@@ -204,7 +208,7 @@ def next_token_nll(predict, code, x1, n1, given=None):
         at = at & ~given
     t = torch.ones(len(x1), device=x1.device)
     logits, _ = predict(digits(code, x1, n1), n1, t, at, given=given)
-    row, truth = at.nonzero()[:, 0].to(logits.device), x1[at].to(logits.device)
+    row, truth = move(at.nonzero()[:, 0], logits.device), move(x1[at], logits.device)
     nll = F.cross_entropy(restrict(logits, truth[:, None], code), truth, reduction="none")
     return nll.new_zeros(len(x1)).index_add(0, row, nll)
 

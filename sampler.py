@@ -174,7 +174,7 @@ def reveal(task, state, t, drawn, eligible, whole=False):
         sure = confidence(logits, shown, code, order).float().cpu()
         scores = torch.zeros(y.shape).masked_scatter(at[:, :, None], sure)
         chosen = highest(scores.flatten(1), eligible.flatten(1), count).view_as(y)
-        used = chosen.any(2)[at].to(logits.device)                          # (M,)
+        used = chosen.any(2)[at].nonzero()[:, 0].to(logits.device)
         at, logits, shown = chosen.any(2), logits[used], shown[used]
     token = draw_tokens(logits, shown, code, task.temperature).cpu()        # (M,)
     if whole:

@@ -37,7 +37,7 @@ import parallel
 import prime
 import rates
 import run
-from common import Fail, Log, Stop, flag, main, parse, say, trim
+from common import Fail, Log, Stop, flag, main, move, parse, say, trim
 from figures import curve, images
 from interpolant import below
 from model import Config, Transformer, pick_device
@@ -288,7 +288,7 @@ def losses(predict, code, batch, rows, args):
     insertion, unmasking = schedules(args)
     lam_insert = insertion.hazard(t).clamp_max(args.weight_cap) * weight
     lam_unmask = unmasking.hazard(t).clamp_max(args.weight_cap) * weight
-    return unmask * lam_unmask.to(unmask.device), insert * lam_insert.to(insert.device)
+    return unmask * move(lam_unmask, unmask.device), insert * move(lam_insert, insert.device)
 
 
 def learning_rate(step, args):
