@@ -52,6 +52,10 @@ of("interpolant.py", "tests/test_interpolant.py",
     "left = F.pad(right[:, :-1], (1, 0), value=0)"),
    ('"amax")', '"amin")'))
 
+of("rates.py", "tests/test_device.py",
+   ("truth = move(d1[row, kept[at]], device)", "truth = d1[row, kept[at]].to(device)"),
+   ("    shown = move(y[at], device)", "    shown = y[at]"))
+
 of("prime.py", "tests/test_prime.py",
    ("self.powers = [self.b ** (ell - 1 - j)", "self.powers = [self.b ** j"),
    ("(symbol == self.mask)\n", "(symbol == self.pad)\n"),
@@ -75,7 +79,7 @@ of("rates.py", "tests/test_rates.py",
    ("torch.special.xlogy(q, q) - torch", "-torch"),
    ("if averaged and log_g is not None:", "if log_g is not None:"),
    ("alignments(noised, d1, n1, code, given)", "alignments(noised, d1, n1, code)"),
-   ("predict(y, n, t, at, given=shown) ", "predict(y, n, t, at, given=None) "),
+   ("predict(y, n, t, at, given=told) ", "predict(y, n, t, at, given=None) "),
    ("given.gather(1, kept) & below(n, y.shape[1])", "given"),
    ("log_g.masked_fill(~live, 0)", "log_g"),
    ("| (slot == code.mask))", ")"),
@@ -85,8 +89,8 @@ of("rates.py", "tests/test_rates.py",
    ("N[i].masked_fill_(~live[i - 1], 1) ", "N[i].masked_fill_(~live[i - 1], 0) "),
    ("if i % 16 == 0:", "if False:"),
    ('"tight": dict(averaged=True), "paper"', '"tight": dict(), "paper"'),
-   ("lam_unmask.to(unmask.device) * unmask + lam_insert",
-    "lam_insert.to(unmask.device) * unmask + lam_unmask"),
+   ("move(lam_unmask, unmask.device) * unmask + move(lam_insert,",
+    "move(lam_insert, unmask.device) * unmask + move(lam_unmask,"),
    ("    at = below(n1, x1.shape[1])\n    if given is not None:\n        at = at & ~given\n",
     "    at = below(n1, x1.shape[1])\n"),
    ("reveal * unmasking.hazard(t)[:, None, None, None]",
@@ -285,6 +289,9 @@ of("checkpoint.py", "tests/test_checkpoint.py",
    ('if config["block_size"] > LONGEST:', "if False:"),
    ("if tokenizer.vocab_size != net.config.V:", "if False:"))
 
+of("sampler.py", "tests/test_device.py",
+   ("[at].nonzero()[:, 0].to(logits.device)", "[at].to(logits.device)"))
+
 of("loaded.py", "tests/test_checkpoint.py", ("if eot in row and not holes:", "if False:"))
 
 of("common.py", "tests/test_checkpoint.py tests/test_faults.py -k 'left or write or say or disk'",
@@ -370,6 +377,8 @@ def survives(tree, mutant, seconds):
         command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider {tests}"
         run = subprocess.run(command, shell=True, cwd=tree, timeout=seconds, capture_output=True,
                              env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+        if run.returncode == 5:
+            raise SystemExit(f"no test was collected by: pytest {tests}")
         return run.returncode == 0
     except subprocess.TimeoutExpired:
         return False
@@ -381,7 +390,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--random", type=int, default=0, help="only so many, at random")
-    p.add_argument("--seed", type=int, default=None, help="which ones")
+    p.add_argument("--seed", default=None, help="which ones: any text; CI names the commit")
     p.add_argument("--file", default="", help="only those of this file")
     p.add_argument("--match", default="", help="only those whose old text contains this")
     p.add_argument("--seconds", type=int, default=300, help="tests that take longer: killed")
