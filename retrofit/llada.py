@@ -99,16 +99,13 @@ class Llada(model.Network):
             self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
             self.norm = nn.RMSNorm(c.n_embd, c.norm_eps)
             self.head = nn.Linear(c.n_embd, c.V, bias=False)
-        self.time = self.shared = self.given = self.gap = None
+        self.gap, d = None, c.n_embd
         if c.insertion != "instant":                # all that is new is float32
-            d = c.n_embd
             self.time = nn.Sequential(nn.Linear(256, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU())
             self.shared = nn.ModuleList(ZeroLinear(d, 2 * d) for _ in range(0, c.n_layer, GROUP))
             self.given = nn.Parameter(torch.zeros(d))
             self.gap = GapHead(d, d)
             self.gap.start()
-        self.base = ""                  # the folder that the weights come from
-        self.never = []                 # LLaDA's own mask token: ours is the symbol V
         self.checkpointing = False
 
     def trunk(self, packed, alpha):
@@ -116,33 +113,31 @@ class Llada(model.Network):
         c = self.config
         cos, sin = angles(packed.pos, c.n_embd // c.n_head, c.rope_theta)
         x = self.embed(packed.y[:, 0])                                      # (T, d)
-        cond = modulation = log_g = None
-        if self.time is not None:
+        inserts, modulation = self.gap is not None, None
+        if inserts:
             cond = self.time(wave(1000 * alpha))                            # (B, d)
             x = x + (packed.given * self.given).to(x.dtype)
         for i, block in enumerate(self.blocks):
-            if cond is not None and i % GROUP == 0:
+            if inserts and i % GROUP == 0:
                 modulation = self.shared[i // GROUP](cond).to(x.dtype)      # (B, 2d)
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, modulation, cos, sin, packed, use_reentrant=False)
             else:
                 x = block(x, modulation, cos, sin, packed)
-        if self.gap is not None:
-            log_g = self.gap(x, cond, packed)
+        log_g = self.gap(x, cond, packed) if inserts else None
         return self.norm(x[packed.asked]), log_g
 
 
-class LoRA(nn.Linear):
-    """A Linear whose weight is frozen plus a product of two thin matrices (arXiv 2106.09685):
-    W x + B A x with B = 0 at the start, trained in float32. (alpha / r = 1, as in FlexMDM.)"""
+class LoRA(nn.Module):
+    """A frozen weight plus a product of two thin matrices (arXiv 2106.09685): W x + B A x with
+    B = 0 at the start, trained in float32. (alpha / r = 1, as in FlexMDM.)"""
 
     def __init__(self, linear, r):
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, None
-        device = linear.weight.device
-        self.a = nn.Parameter(torch.empty(r, self.in_features, device=device))
-        self.b = nn.Parameter(torch.zeros(self.out_features, r, device=device))
+        super().__init__()
+        self.weight = linear.weight
+        outputs, inputs = self.weight.shape
+        self.a = nn.Parameter(torch.empty(r, inputs, device=self.weight.device))
+        self.b = nn.Parameter(torch.zeros(outputs, r, device=self.weight.device))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
     def forward(self, x):
@@ -205,10 +200,9 @@ def read_config(folder):
     config = {key: value for key, value in config.items() if value is not None}
     with safetensors.must_fit(folder):
         config.setdefault("n_kv_heads", config["n_heads"])
-        config.setdefault("pad_token_id", config.get("eos_token_id"))
-        c = Config(**{ours: config[key] for key, ours in SIZES.items()})
-        c.rope_theta, c.norm_eps = float(c.rope_theta), float(c.norm_eps)
-        return c, config["mask_token_id"], config["pad_token_id"]
+        config.setdefault("pad_token_id", config["eos_token_id"])
+        sizes = {ours: config[theirs] for theirs, ours in SIZES.items()}
+        return Config(**sizes), config["mask_token_id"], config["pad_token_id"]
 
 
 def is_folder(path):
@@ -231,7 +225,7 @@ def from_hub(folder, weights, insertion):
     embed = weights["embed.weight"]                 # its copies are the symbols V and V + 1
     weights["embed.weight"] = torch.cat([embed, embed[[mask, pad]]])
     net = Llada(config)
-    net.never = [mask]
+    net.never = [mask]                              # ours is the symbol V
     weights |= {name: p for name, p in net.state_dict().items() if not p.is_meta}
     return net
 
@@ -240,16 +234,17 @@ def load(folder, device="cpu", insertion="instant"):
     """A folder of the hub, or one that export.py wrote -> the network, in the files' dtype.
 
     insertion: the schedule alpha; all that it needs is new. (An exported network has its own.)"""
-    description, weights = described(folder), safetensors.read_folder(folder)
+    description = described(folder)
     with safetensors.must_fit(folder):
+        weights = safetensors.read_folder(folder)
         options = description.get("options")
         if options is None:
             net = from_hub(folder, weights, insertion)
         elif description["model"] == "Llada":
             net = Llada(Config(**options))
+            net.never = description["never"]
         else:
             net = model.Transformer(model.Config(**options), weights.pop("permutation", None))
-        net.never = description.get("never", net.never)
         net.load_state_dict(weights, assign=True)                           # strict
     if isinstance(net, Llada):
         net.base = os.path.abspath(folder)
