@@ -46,6 +46,17 @@ class Result(NamedTuple):
 # -----------------------------------------------------------------------------
 # outside
 
+def line_from(connection, seconds):
+    """A line that a contained process says within this time, or b"". It may write without end."""
+    timer = threading.Timer(seconds, connection.shutdown, [socket.SHUT_RDWR])
+    timer.start()
+    try:
+        with connection.makefile("rb", buffering=0) as f:
+            return f.readline(LONGEST)
+    finally:
+        timer.cancel()
+
+
 def run(parts, seconds=10.0, memory=1 << 30, unsafe=False):
     """Run pieces of Python source: -> Result. Each is compiled by itself, so that an open quote
     cannot swallow the test. `seconds` count from when the child is ready; `memory` is in bytes."""
@@ -55,28 +66,20 @@ def run(parts, seconds=10.0, memory=1 << 30, unsafe=False):
         f.write(token)
     job = dict(parts=parts, token_pipe=token_pipe, seconds=seconds, memory=memory, unsafe=unsafe)
     ours, theirs = socket.socketpair()
-    with ours, ours.makefile("rb") as lines, tempfile.TemporaryDirectory() as empty:
+    with ours, tempfile.TemporaryDirectory() as empty:
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", os.path.abspath(__file__)],
             cwd=empty, env={"MALLOC_ARENA_MAX": "2"}, pass_fds=[token_pipe], start_new_session=True,
             stdin=subprocess.PIPE, stdout=theirs, stderr=subprocess.DEVNULL)
         theirs.close()
         os.close(token_pipe)
-        begun, ready, verdict = time.monotonic(), b"", ""
-        end_of_time = threading.Timer(seconds, os.killpg, (child.pid, signal.SIGKILL))
         try:
-            with contextlib.suppress(BrokenPipeError), child.stdin:
+            with child.stdin:
                 child.stdin.write(json.dumps(job).encode())
-            ours.settimeout(STARTUP)
-            ready = lines.readline(LONGEST)             # an empty line; b"" where the child ended
+            ready = line_from(ours, STARTUP)            # an empty line; b"" where the child ended
             begun = time.monotonic()
-            end_of_time.start()
-            ours.settimeout(seconds)                    # between two bytes
-            verdict = lines.readline(LONGEST).decode(errors="replace").strip()
-        except TimeoutError:
-            pass
+            verdict = line_from(ours, seconds).decode(errors="replace").strip()
         finally:
-            end_of_time.cancel()
             with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
@@ -167,15 +170,10 @@ def isolate():
 
 def limit(seconds, memory):
     limits = {"CPU": int(seconds) + 2, "AS": memory, "FSIZE": 0, "NOFILE": 64, "CORE": 0}
+    if sys.platform == "darwin":
+        del limits["AS"]                                # macOS does not limit the address space
     for name, value in limits.items():
-        kind = getattr(resource, f"RLIMIT_{name}")
-        hard = resource.getrlimit(kind)[1]              # which can only be lowered
-        if hard != resource.RLIM_INFINITY:
-            value = min(value, hard)
-        try:
-            resource.setrlimit(kind, (value, value))
-        except (ValueError, OSError):                   # macOS does not limit the address space
-            assert sys.platform != "linux"
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
 
 
 def execute(parts, token_pipe, out):
