@@ -28,12 +28,11 @@ from dataclasses import dataclass
 import torch
 
 import checkpoint
-import interpolant
 from common import Fail, flag, parse, say
 from interpolant import below
 from model import pick_device
 from retrofit import sandbox, tasks
-from sampler import ORDERS, draw_tokens, generate, highest, stack, start_from, to_ids
+from sampler import ORDERS, draw_tokens, highest, stack, start_from, to_ids
 
 
 @dataclass
@@ -95,12 +94,12 @@ def check(args, benchmark):
         return
     if args.chat or args.examples:
         raise Fail("--chat and --examples are for gsm8k: in infill there is no question")
-    if not sandbox.works() and not args.unsafe:
+    if sandbox.works():
+        return
+    if not args.unsafe:
         raise Fail("this system cannot contain a program (no namespaces), so generated code is not "
                    "run: use another machine, or one that you can lose with --unsafe")
-    if not sandbox.works():
-        print("warning: --unsafe: generated code runs with all rights of this user",
-              file=sys.stderr)
+    print("warning: --unsafe: generated code runs with all rights of this user", file=sys.stderr)
 
 
 # -----------------------------------------------------------------------------
@@ -141,12 +140,9 @@ class Asker:
         if loaded.config.causal:
             raise Fail("an autoregressive model cannot fill holes: use a flexmdm or mdm model")
         self.loaded, self.args, self.tokenizer = loaded, args, loaded.tokenizer
-        self.benchmark, self.stops, self.shown = benchmark, (), ""
-        # LLaDA's canvas ends with the answer; ours is filled up with end tokens, as in training
-        self.end = None if loaded.net.never else self.tokenizer.eot
+        self.benchmark, self.shown = benchmark, ""
         self.pretrained = args.chat or (args.sampler == "llada" and loaded.step == 0)
-        if self.pretrained and benchmark == "gsm8k":
-            self.stops = STOPS
+        self.room = args.length if loaded.fixed else 1          # slots of a hole, at the start
         if args.examples:
             for p in tasks.read_gsm8k(args.examples)[:args.shots]:
                 self.shown += SHOT.format(question=p["question"], answer=" " + p["answer"]) + "\n\n"
@@ -168,24 +164,21 @@ class Asker:
     def fill(self, pairs):
         """What the model puts between the ids a and z of each pair: lists of ids"""
         loaded, args, code = self.loaded, self.args, self.loaded.code
-        size = args.length if loaded.fixed else None            # of a hole, in masks
-        starts = [start_from([a, z], [size], code, loaded.config.block_size, loaded.fixed, self.end)
+        # LLaDA's canvas ends with the answer; ours is filled up with end tokens, as in training
+        end = None if loaded.net.never else self.tokenizer.eot
+        starts = [start_from([a, z], [self.room], code, loaded.config.block_size, loaded.fixed, end)
                   for a, z in pairs]
         y, n, opened = stack(starts, code)
         if args.sampler == "llada":
             x, n = generate_by_blocks(loaded.predict, code, y, n, args.steps, args.block,
                                       args.temperature)
         else:
-            block_size = y.shape[1] if loaded.fixed else loaded.config.block_size
-            kind = "exact" if args.sampler == "exact" else "parallel"
-            insertion = interpolant.schedule(loaded.config.insertion)
-            unmasking = interpolant.schedule(loaded.args["unmasking"])
-            x, n = generate(loaded.predict, code, len(pairs), block_size, args.steps, insertion,
-                            unmasking, args.order, args.temperature, (y, n, opened), sampler=kind,
-                            window=args.window)
+            sampler = "exact" if args.sampler == "exact" else "parallel"
+            x, n = loaded.documents(len(pairs), (y, n, opened), args.steps, args.order,
+                                    args.temperature, sampler, window=args.window)
         answers = []
         for row, (a, z), length in zip(x.tolist(), pairs, n.tolist()):
-            stop = len(a) + size if loaded.fixed else length - len(z)
+            stop = len(a) + self.room if loaded.fixed else length - len(z)
             answers.append(row[len(a):stop])
         return answers
 
@@ -194,21 +187,20 @@ class Asker:
         if self.tokenizer.eot in ids:
             ids = ids[:ids.index(self.tokenizer.eot)]
         text = self.tokenizer.decode(ids)
-        for stop in self.stops:
-            text = text.split(stop)[0]
+        if self.pretrained and self.benchmark == "gsm8k":
+            for stop in STOPS:
+                text = text.split(stop)[0]
         return text
 
     def ask(self, problems):
-        room = self.args.length if self.loaded.fixed else 1
-        longest = self.loaded.config.block_size - room
+        longest = self.loaded.config.block_size - self.room
         pairs = {p["task_id"]: self.given(p) for p in problems}
         pairs = {key: (a, z) for key, (a, z) in pairs.items() if len(a) + len(z) <= longest}
-        answers = []
+        texts = {}
         if pairs:
             # the answers do not depend on where the command was stopped before
             torch.manual_seed(self.args.seed + zlib.crc32(problems[0]["task_id"].encode()))
-            answers = self.fill(list(pairs.values()))
-        texts = dict(zip(pairs, map(self.text, answers)))
+            texts = dict(zip(pairs, map(self.text, self.fill(list(pairs.values())))))
         return [texts.get(p["task_id"]) for p in problems]
 
 

@@ -23,18 +23,17 @@ from retrofit import sandbox
 def read_lines(path, fields, what):
     """The objects of a .jsonl or .jsonl.gz file. Each must have these fields, all of them text;
     `what` says in the errors which file was expected."""
-    expected = f"expected {what}, one JSON object with {', '.join(fields)} a line"
     opener = gzip.open if str(path).endswith(".gz") else open
     try:
         with opener(path, "rt", encoding="utf-8") as f:
             rows = [json.loads(line) for line in f if line.strip()]
-    except (EOFError, OSError, RecursionError, ValueError, zlib.error) as e:
-        raise Fail(f"cannot read {path} ({e}): {expected}") from None
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not all(isinstance(row.get(f), str) for f in fields):
-            raise Fail(f"{path}, object {number}: {expected}")
-    if not rows:
-        raise Fail(f"{path} is empty: {expected}")
+        if not all(isinstance(row[field], str) for row in rows for field in fields):
+            raise ValueError("a field is no text")
+        if not rows:
+            raise ValueError("it is empty")
+    except (EOFError, LookupError, OSError, RecursionError, TypeError, ValueError, zlib.error) as e:
+        raise Fail(f"cannot read {path} ({e!r}): expected {what}, one JSON object with "
+                   f"{', '.join(fields)} a line") from None
     return rows
 
 
@@ -150,9 +149,10 @@ def evaluate(problems, generate, judge, results, batch_size=8, workers=2, say=pr
     for a problem that is too long for the model and has failed; judge(problem, text) -> a dict with
     a status, "passed" or another."""
     def verdict(problem, text):
+        record = {"task_id": problem["task_id"]}
         if text is None:
-            return dict(status="failed", error="too long for the model's block_size")
-        return dict(completion=text, **judge(problem, text))
+            return record | dict(status="failed", error="too long for the model's block_size")
+        return record | dict(completion=text, **judge(problem, text))
 
     left = [p for p in problems if p["task_id"] not in results.done]
     if results.done:
@@ -160,13 +160,12 @@ def evaluate(problems, generate, judge, results, batch_size=8, workers=2, say=pr
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for i in range(0, len(left), batch_size):
             batch = left[i:i + batch_size]
-            verdicts = pool.map(verdict, batch, generate(batch))
-            results.add([dict(task_id=p["task_id"], **v) for p, v in zip(batch, verdicts)])
+            results.add(list(pool.map(verdict, batch, generate(batch))))
     done = [results.done[p["task_id"]] for p in problems]
-    passed, total = sum(r["status"] == "passed" for r in done), len(problems)
-    too_long = sum("completion" not in r for r in done)
+    too_long = sum("completion" not in record for record in done)
     if too_long:
         say(f"{too_long} problems are too long for the model's block_size and count as failed")
+    passed, total = sum(record["status"] == "passed" for record in done), len(done)
     rate, low, high = (100 * p for p in (passed / total, *wilson(passed, total)))
     say(f"pass@1 {rate:.1f}% (95%: {low:.1f} to {high:.1f}; {passed} of {total})")
     return passed, total
@@ -181,8 +180,8 @@ def from_file(path, field):
     texts = {row["task_id"]: row["completion"] for row in rows}
 
     def generate(problems):
-        for p in problems:
-            if p["task_id"] not in texts:
-                raise Fail(f"{path} has no completion of {p['task_id']}: add it")
-        return [texts[p["task_id"]] for p in problems]
+        try:
+            return [texts[p["task_id"]] for p in problems]
+        except KeyError as e:
+            raise Fail(f"{path} has no completion of {e}: add it") from None
     return generate

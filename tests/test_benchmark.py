@@ -32,6 +32,7 @@ class Scripted:
     """A model of bytes that knows one document by heart, and finds its tokens a little likelier
     than others. `calls`: how often it was asked."""
     likelier = 0.5
+    documents = checkpoint.Loaded.documents
 
     def __init__(self, text, insertion="instant", block_size=64, step=1):
         self.tokenizer = tokenizer_from("bytes")

@@ -59,14 +59,14 @@ GSM8K = b'{"question": "a", "answer": "#### 1"}\n'
 
 
 @pytest.mark.parametrize("reader, content, says", [
-    (tasks.read_gsm8k, b"", "is empty: expected GSM8K's test.jsonl"),
+    (tasks.read_gsm8k, b"", "it is empty.*expected GSM8K's test.jsonl"),
     (tasks.read_gsm8k, b"not json", "cannot read.*expected GSM8K"),
-    (tasks.read_gsm8k, GSM8K + b"[]", "object 2: expected GSM8K"),
-    (tasks.read_gsm8k, b'{"question": "a", "answer": 7}', "object 1: expected GSM8K"),
+    (tasks.read_gsm8k, GSM8K + b"[]", "cannot read.*expected GSM8K"),
+    (tasks.read_gsm8k, b'{"question": "a", "answer": 7}', "no text.*expected GSM8K"),
     (tasks.read_gsm8k, b'{"question": "a", "answer": "7"}', "problem 1: the answer does not end"),
     (tasks.read_gsm8k, b'{"question": "\xff"}', "cannot read"),
     (tasks.read_gsm8k, b"[" * 100000, "cannot read"),
-    (tasks.read_infilling, GSM8K, "expected HumanEval-infilling")])
+    (tasks.read_infilling, GSM8K, "'task_id'.*expected HumanEval-infilling")])
 def test_a_file_of_another_format_is_one_sentence(tmp_path, reader, content, says):
     for name, pack in ("x.jsonl", bytes), ("x.jsonl.gz", gzip.compress):
         (tmp_path / name).write_bytes(pack(content))
@@ -223,6 +223,6 @@ def test_answers_from_a_file(tmp_path):
     path.write_text('{"task_id": "t0", "completion": "0"}\n{"task_id": "t1", "completion": "2"}\n')
     generate = tasks.from_file(path, "answer")
     assert generate(PROBLEMS[:2]) == ["0", "2"]
-    with pytest.raises(Fail, match="no completion of t2"):
+    with pytest.raises(Fail, match="no completion of 't2'"):
         generate(PROBLEMS)
     assert tasks.from_file("canonical", "answer")(PROBLEMS[:2]) == ["#### 0", "#### 1"]
