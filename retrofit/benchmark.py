@@ -4,12 +4,10 @@
     python evaluate.py infill --out_dir out --problems HumanEval-SingleLineInfilling.jsonl.gz
     python evaluate.py gsm8k  --generations canonical --problems gsm8k_test.jsonl
 
-The results have the settings on their first line and one problem on each further one; the same
-command again goes on where it was stopped. A problem that is longer than the model's block_size has
-failed. The code that a model wrote is run in a sandbox (sandbox.py).
-
-LLaDA itself, as its authors ask it (arXiv 2502.09992): temperature 0, as many steps as tokens, and
-four solved problems before each question (zero without --examples):
+The same command again goes on where it was stopped. A problem that is longer than the model's
+block_size has failed. The code that a model wrote is run in a sandbox (sandbox.py). LLaDA itself, as
+its authors ask it (arXiv 2502.09992): temperature 0, as many steps as tokens, and four solved
+problems before each question (none without --examples):
 
     python evaluate.py gsm8k --sampler llada --out_dir LLaDA-8B-Base --problems gsm8k_test.jsonl
         --examples gsm8k_train.jsonl
@@ -87,19 +85,17 @@ def derive(args, benchmark):
         args.temperature = 0.0
 
 
-def check(args, benchmark):
-    if not args.problems:
-        raise Fail(f"give the problems of {benchmark} with --problems FILE")
-    if benchmark == "gsm8k":
-        return
-    if args.chat or args.examples:
-        raise Fail("--chat and --examples are for gsm8k: in infill there is no question")
-    if sandbox.works():
-        return
-    if not args.unsafe:
+def judge_of_code(args):
+    """The judge of infill. Raises Fail where generated code must not be run."""
+    contained = sandbox.works()
+    if not contained and not args.unsafe:
         raise Fail("this system cannot contain a program (no namespaces), so generated code is not "
                    "run: use another machine, or one that you can lose with --unsafe")
-    print("warning: --unsafe: generated code runs with all rights of this user", file=sys.stderr)
+    if not contained:
+        print("warning: --unsafe: generated code runs with all rights of this user",
+              file=sys.stderr)
+    return functools.partial(tasks.judge_infilling, seconds=args.seconds, memory=args.memory << 20,
+                             unsafe=not contained)
 
 
 # -----------------------------------------------------------------------------
@@ -132,7 +128,8 @@ def generate_by_blocks(predict, code, y, n, steps, block, temperature=0.0):
 
 
 class Asker:
-    """Puts problems to a model. ask(problems) -> an answer each, None where it does not fit in."""
+    """Puts problems to a model. ask(problems) -> {task_id: answer}, without those that are too
+    long for it."""
 
     def __init__(self, loaded, benchmark, args):
         if args.sampler == "llada" and not (loaded.fixed and loaded.code.ell == 1):
@@ -195,13 +192,13 @@ class Asker:
     def ask(self, problems):
         longest = self.loaded.config.block_size - self.room
         pairs = {p["task_id"]: self.given(p) for p in problems}
-        pairs = {key: (a, z) for key, (a, z) in pairs.items() if len(a) + len(z) <= longest}
-        texts = {}
-        if pairs:
-            # the answers do not depend on where the command was stopped before
-            torch.manual_seed(self.args.seed + zlib.crc32(problems[0]["task_id"].encode()))
-            texts = dict(zip(pairs, map(self.text, self.fill(list(pairs.values())))))
-        return [texts.get(p["task_id"]) for p in problems]
+        pairs = {name: (a, z) for name, (a, z) in pairs.items() if len(a) + len(z) <= longest}
+        if not pairs:
+            return {}
+        # the answers do not depend on where the command was stopped before
+        torch.manual_seed(self.args.seed + zlib.crc32(problems[0]["task_id"].encode()))
+        answers = self.fill(list(pairs.values()))
+        return {name: self.text(ids) for name, ids in zip(pairs, answers)}
 
 
 # -----------------------------------------------------------------------------
@@ -212,21 +209,25 @@ def run(argv):
     benchmark = argv[0]
     args = parse(Args, __doc__, argv[1:])
     derive(args, benchmark)
-    check(args, benchmark)
+    if not args.problems:
+        raise Fail(f"give the problems of {benchmark} with --problems FILE")
     if benchmark == "gsm8k":
         read, judge, solution = tasks.read_gsm8k, tasks.judge_gsm8k, "answer"
     else:
-        read, solution = tasks.read_infilling, "canonical_solution"
-        judge = functools.partial(tasks.judge_infilling, seconds=args.seconds,
-                                  memory=args.memory << 20, unsafe=not sandbox.works())
+        if args.chat or args.examples:
+            raise Fail("--chat and --examples are for gsm8k: in infill there is no question")
+        read, judge, solution = tasks.read_infilling, judge_of_code(args), "canonical_solution"
     problems = read(args.problems)[::args.every]
     settings = {"benchmark": benchmark, "problems": os.path.basename(args.problems)}
     if args.generations:
         settings["generations"] = args.generations
-        generate = tasks.from_file(args.generations, solution)
+        texts = tasks.from_file(args.generations, problems, solution)
     else:
         loaded = checkpoint.load(args.out_dir, pick_device(args.device))
         settings |= {name: getattr(args, name) for name in ASKED} | {"step": loaded.step}
-        generate = Asker(loaded, benchmark, args).ask
+        asker = Asker(loaded, benchmark, args)
+
+    def generate(batch):
+        return texts if args.generations else asker.ask(batch)
     results = tasks.Results(args.results, settings)
     tasks.evaluate(problems, generate, judge, results, args.batch_size, args.workers, say)

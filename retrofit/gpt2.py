@@ -17,7 +17,7 @@ from retrofit import safetensors
 IMPLEMENTED = {         # values of config.json that the code knows; None: the key may be absent
     "model_type": ["gpt2"], "activation_function": ["gelu_new", None],
     "scale_attn_weights": [True, None], "scale_attn_by_inverse_layer_idx": [False, None],
-    "add_cross_attention": [False, None], "tie_word_embeddings": [True, None],
+    "tie_word_embeddings": [True, None],
 }
 
 

@@ -7,12 +7,9 @@ framework, and its retrofit to a FlexMDM (arXiv 2509.01025, section 5), which al
 Training adds: a gap head, a time embedding, one scale and shift for every 8 blocks, a vector for
 given slots, and low-rank adapters on q, k, v and the vocabulary projection. What could change the
 token logits starts at zero: they are LLaDA's, for the text with its end token in the extra slot.
-Only what is new is trained and saved. The adapters of rank 128 are 117M numbers beside 8.0 billion
-that are frozen: 32 blocks * 3 * 128 * (4096 + 4096) + 128 * (4096 + 126464).
-
-A checkpoint of a retrofit needs the folder again: retrofit(base, insertion, block_size, lora)
-builds the network, and load_state_dict(.., strict=False) puts the trained parameters back. To leave
-the folder behind: python retrofit/export.py
+Only what is new is trained and saved, so a checkpoint needs the folder again (or export.py). The
+adapters of rank 128 are 117M numbers beside 8.0 billion that are frozen:
+32 blocks * 3 * 128 * (4096 + 4096) + 128 * (4096 + 126464).
 """
 import math
 import os
@@ -141,7 +138,7 @@ class LoRA(nn.Module):
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
     def forward(self, x):
-        low = F.linear(x, self.a.to(x.dtype))                               # (..., r)
+        low = F.linear(x, self.a.to(x.dtype))                               # (T, r)
         return F.linear(x, self.weight) + F.linear(low, self.b.to(x.dtype))
 
 
@@ -174,12 +171,9 @@ SIZES = {"vocab_size": "V", "max_sequence_length": "block_size", "n_layers": "n_
          "mlp_hidden_size": "n_hidden", "rope_theta": "rope_theta", "rms_norm_eps": "norm_eps"}
 IMPLEMENTED = {         # values of config.json that the code knows; None: the key may be absent
     "block_type": ["llama"], "activation_type": ["silu"], "layer_norm_type": ["rms"],
-    "block_group_size": [1, None],
-    **dict.fromkeys(["rope", "rope_full_precision", "layer_norm_with_affine"], [True, None]),
-    **dict.fromkeys(["include_bias", "include_qkv_bias", "bias_for_layer_norm", "input_emb_norm",
-                     "attention_layer_norm", "weight_tying", "scale_logits", "clip_qkv", "alibi",
-                     "rope_scaling", "multi_query_attention", "quantization_config"],
-                    [False, None]),
+    **dict.fromkeys(["rope", "rope_full_precision"], [True, None]),
+    **dict.fromkeys(["include_bias", "include_qkv_bias", "weight_tying", "input_emb_norm",
+                     "scale_logits", "clip_qkv", "alibi", "rope_scaling"], [False, None]),
 }
 NAMES = {"wte": "embed", "ln_f": "norm", "ff_out": "head"}          # LLaDA's tensor: our parameter
 BLOCK_NAMES = {"attn_norm": "norm1", "q_proj": "q", "k_proj": "k", "v_proj": "v", "attn_out": "out",
@@ -200,7 +194,7 @@ def read_config(folder):
     config = {key: value for key, value in config.items() if value is not None}
     with safetensors.must_fit(folder):
         config.setdefault("n_kv_heads", config["n_heads"])
-        config.setdefault("pad_token_id", config["eos_token_id"])
+        config.setdefault("pad_token_id", config.get("eos_token_id"))
         sizes = {ours: config[theirs] for theirs, ours in SIZES.items()}
         return Config(**sizes), config["mask_token_id"], config["pad_token_id"]
 

@@ -64,16 +64,17 @@ def read(path):
 
 
 def views(data):
-    """The bytes of a file -> its tensors, which must follow each other without a hole"""
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
+    """The bytes of a file -> its tensors. The header must describe all of them, without a hole."""
+    end = begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
     header.pop("__metadata__", None)
-    begin, tensors, raw = end, {}, torch.frombuffer(data, dtype=torch.uint8)
+    tensors, raw = {}, torch.frombuffer(data, dtype=torch.uint8)
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        dtype, (start, stop) = DTYPES[entry["dtype"]], entry["data_offsets"]
-        if begin + start != end:
-            raise ValueError(f"{name!r} does not begin where the tensor before it ends")
-        part, end = raw[end:begin + stop], begin + stop
+        start, stop = (begin + offset for offset in entry["data_offsets"])
+        if start != end:
+            raise ValueError(f"{name} does not begin where the tensor before it ends")
+        part, end = raw[start:stop], stop
+        dtype = DTYPES[entry["dtype"]]
         if part.data_ptr() % dtype.itemsize:
             part = part.clone()             # aligned, as torch needs it
         tensors[name] = part.view(dtype).view(tuple(entry["shape"]))

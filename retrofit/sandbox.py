@@ -23,18 +23,14 @@ import os
 import resource
 import secrets
 import signal
-import socket
 import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from typing import NamedTuple
 
 TASKS = 64              # processes and threads together
-STARTUP = 60            # seconds that the interpreter may take to start
-LONGEST = 300           # bytes that are read of what a contained process says
 
 
 class Result(NamedTuple):
@@ -46,17 +42,6 @@ class Result(NamedTuple):
 # -----------------------------------------------------------------------------
 # outside
 
-def line_from(connection, seconds):
-    """A line that a contained process says within this time, or b"". It may write without end."""
-    timer = threading.Timer(seconds, connection.shutdown, [socket.SHUT_RDWR])
-    timer.start()
-    try:
-        with connection.makefile("rb", buffering=0) as f:
-            return f.readline(LONGEST)
-    finally:
-        timer.cancel()
-
-
 def run(parts, seconds=10.0, memory=1 << 30, unsafe=False):
     """Run pieces of Python source: -> Result. Each is compiled by itself, so that an open quote
     cannot swallow the test. `seconds` count from when the child is ready; `memory` is in bytes."""
@@ -65,27 +50,27 @@ def run(parts, seconds=10.0, memory=1 << 30, unsafe=False):
     with open(end, "w") as f:
         f.write(token)
     job = dict(parts=parts, token_pipe=token_pipe, seconds=seconds, memory=memory, unsafe=unsafe)
-    ours, theirs = socket.socketpair()
-    with ours, tempfile.TemporaryDirectory() as empty:
-        child = subprocess.Popen(
+    with tempfile.TemporaryDirectory() as empty, subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", os.path.abspath(__file__)],
             cwd=empty, env={"MALLOC_ARENA_MAX": "2"}, pass_fds=[token_pipe], start_new_session=True,
-            stdin=subprocess.PIPE, stdout=theirs, stderr=subprocess.DEVNULL)
-        theirs.close()
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            bufsize=0) as child:
         os.close(token_pipe)
         try:
-            with child.stdin:
+            with contextlib.suppress(BrokenPipeError), child.stdin:
                 child.stdin.write(json.dumps(job).encode())
-            ready = line_from(ours, STARTUP)            # an empty line; b"" where the child ended
+            ready = child.stdout.read(1)                # b"" where the child ended
             begun = time.monotonic()
-            verdict = line_from(ours, seconds).decode(errors="replace").strip()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(seconds)
+            spent = round(time.monotonic() - begun, 3)
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended
                 os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+        os.set_blocking(child.stdout.fileno(), False)   # a left-over process may hold it open
+        verdict = (child.stdout.read(300) or b"").decode(errors="replace").strip()
     if not ready:
         raise RuntimeError("this system does not let a program be contained: nothing was run")
-    spent = round(time.monotonic() - begun, 3)
     if verdict == f"passed {token}":
         return Result("passed", "", spent)
     if spent >= seconds:

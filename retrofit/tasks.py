@@ -99,8 +99,6 @@ def judge_infilling(problem, completion, **limits):
 def wilson(passed, total, z=1.959964):
     """The 95% interval of a proportion (Wilson 1927): all true rates p that are compatible,
     |passed / total - p| <= z sqrt(p (1 - p) / total)"""
-    if total == 0:
-        return 0.0, 1.0
     p, w = passed / total, z * z / total
     middle = (p + w / 2) / (1 + w)
     half = math.sqrt(p * (1 - p) * w + w * w / 4) / (1 + w)
@@ -145,14 +143,14 @@ class Results:
 
 
 def evaluate(problems, generate, judge, results, batch_size=8, workers=2, say=print):
-    """Solve what is left of `problems`, and say pass@1. generate(problems) -> a text each, or None
-    for a problem that is too long for the model and has failed; judge(problem, text) -> a dict with
-    a status, "passed" or another."""
-    def verdict(problem, text):
-        record = {"task_id": problem["task_id"]}
-        if text is None:
-            return record | dict(status="failed", error="too long for the model's block_size")
-        return record | dict(completion=text, **judge(problem, text))
+    """Solve what is left of `problems`, and say pass@1. generate(problems) -> {task_id: text},
+    without those that are too long for the model and have failed; judge(problem, text) -> a dict
+    with a status, "passed" or another."""
+    def verdict(problem):
+        name = problem["task_id"]
+        if name not in texts:
+            return dict(task_id=name, status="failed", error="too long for the model's block_size")
+        return dict(task_id=name, completion=texts[name], **judge(problem, texts[name]))
 
     left = [p for p in problems if p["task_id"] not in results.done]
     if results.done:
@@ -160,7 +158,8 @@ def evaluate(problems, generate, judge, results, batch_size=8, workers=2, say=pr
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for i in range(0, len(left), batch_size):
             batch = left[i:i + batch_size]
-            results.add(list(pool.map(verdict, batch, generate(batch))))
+            texts = generate(batch)
+            results.add(list(pool.map(verdict, batch)))
     done = [results.done[p["task_id"]] for p in problems]
     too_long = sum("completion" not in record for record in done)
     if too_long:
@@ -171,17 +170,14 @@ def evaluate(problems, generate, judge, results, batch_size=8, workers=2, say=pr
     return passed, total
 
 
-def from_file(path, field):
-    """A `generate` that looks its answers up: in a file with a task_id and a completion a line, or,
-    with path = "canonical", in the benchmark's own `field`"""
+def from_file(path, problems, field):
+    """{task_id: text}: of a file with a task_id and a completion a line or, with path =
+    "canonical", the benchmark's own solutions, which are in `field`"""
     if path == "canonical":
-        return lambda problems: [p[field] for p in problems]
+        return {p["task_id"]: p[field] for p in problems}
     rows = read_lines(path, ("task_id", "completion"), "generations")
     texts = {row["task_id"]: row["completion"] for row in rows}
-
-    def generate(problems):
-        try:
-            return [texts[p["task_id"]] for p in problems]
-        except KeyError as e:
-            raise Fail(f"{path} has no completion of {e}: add it") from None
-    return generate
+    for p in problems:
+        if p["task_id"] not in texts:
+            raise Fail(f"{path} has no completion of {p['task_id']}: add it")
+    return texts

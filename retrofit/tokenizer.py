@@ -52,7 +52,8 @@ def spell(token):
 
 
 def last_merges(pairs):
-    """{(a, b): priority} -> {token: priority of its last merge}, for tokens that spell themselves.
+    """{(a, b): priority} -> {token: priority of its last merge}, for the tokens that the merges make
+    of their own bytes.
 
     tiktoken merges two neighbours if their concatenation has a rank, tokenizer.json if their pair
     has one. With these ranks both do the same: where two neighbours cover all bytes of a token, no
@@ -60,16 +61,15 @@ def last_merges(pairs):
     neighbours are its last pair. (Otherwise two merges that spell one token would be confused.)"""
     ranks = {}
     for token in {a + b for a, b in pairs}:
-        parts, last = list(token), None
+        parts = list(token)
         while len(parts) > 1:
-            priorities = [pairs.get(pair, math.inf) for pair in zip(parts, parts[1:])]
-            rank = min(priorities)
+            neighbours = enumerate(zip(parts, parts[1:]))
+            rank, i = min((pairs.get(pair, math.inf), i) for i, pair in neighbours)
             if rank == math.inf:
                 break
-            i = priorities.index(rank)
-            parts[i:i + 2], last = [parts[i] + parts[i + 1]], rank
-        if len(parts) == 1:
-            ranks[token] = last
+            parts[i:i + 2] = [parts[i] + parts[i + 1]]
+        else:
+            ranks[token] = rank                         # the parts have become one
     return ranks
 
 

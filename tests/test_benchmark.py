@@ -72,7 +72,7 @@ QUESTION = {"task_id": "q", "question": "1+1?", "answer": "#### 2"}
 def test_an_answer_on_a_fixed_canvas_ends_with_the_end_token(sampler):
     loaded = Sure("1+1?\n2 it is" + "\0" * 40)                   # 0 is the end of a text of bytes
     args = arguments("gsm8k", f"--sampler={sampler}", "--length=20", "--steps=16")
-    assert benchmark.Asker(loaded, "gsm8k", args).ask([QUESTION]) == ["2 it is"]
+    assert benchmark.Asker(loaded, "gsm8k", args).ask([QUESTION]) == {"q": "2 it is"}
 
 
 @pytest.mark.parametrize("insertion", ["instant", "linear"])
@@ -99,7 +99,7 @@ def test_the_baseline_is_asked_as_its_authors_ask_it():
     loaded = Scripted(text + "\0" * 100, block_size=128, step=0)
     args = arguments("gsm8k", "--sampler=llada", "--length=40")
     assert (args.steps, args.temperature, args.block) == (40, 0, 40)
-    assert benchmark.Asker(loaded, "gsm8k", args).ask([QUESTION]) == [" it is 2\n\n"]
+    assert benchmark.Asker(loaded, "gsm8k", args).ask([QUESTION]) == {"q": " it is 2\n\n"}
     assert loaded.calls == 40
 
     args = arguments("gsm8k", "--sampler=llada", "--steps=10", "--temperature=0.5", "--block=4")
@@ -112,7 +112,7 @@ def test_the_baseline_is_asked_as_its_authors_ask_it():
 def test_the_temperature_reaches_the_sampler(flag, value):
     loaded = Scripted("1+1?\n" + "2" * 30, block_size=35)
     args = arguments("gsm8k", flag, "--length=30", "--steps=4")
-    answer = benchmark.Asker(loaded, "gsm8k", args).ask([QUESTION])[0]
+    answer = benchmark.Asker(loaded, "gsm8k", args).ask([QUESTION])["q"]
     assert (answer == "2" * 30) == (value == 0)
 
 
@@ -134,8 +134,8 @@ def test_a_problem_that_is_too_long_has_no_answer_and_the_others_have_one():
         fits = {"task_id": "fits", "question": "1" * longest}
         long = {"task_id": "long", "question": "1" * (longest + 1)}
         right = "1" * (63 - longest)
-        assert ask([long, fits, {**long, "task_id": "longer"}]) == [None, right, None]
-        assert ask([long]) == [None]
+        assert ask([long, fits, {**long, "task_id": "longer"}]) == {"fits": right}
+        assert ask([long]) == {}
 
 
 # -----------------------------------------------------------------------------
