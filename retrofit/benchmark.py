@@ -71,7 +71,7 @@ ASKED = ("out_dir", "sampler", "steps", "temperature", "order", "window", "lengt
 CHAT = ("<|startoftext|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n")
 # assumption: how the harness that LLaDA's authors use shows GSM8K to a base model
-SHOT = "Question: {question}\nAnswer:{answer}"
+SHOT = "Question: {}\nAnswer:{}"
 STOPS = ("Question:", "<|eot_id|>")             # where an answer to these two has ended
 
 
@@ -136,35 +136,36 @@ class Asker:
             raise Fail("--sampler llada is for models with a fixed canvas and one digit per token")
         if loaded.config.causal:
             raise Fail("an autoregressive model cannot fill holes: use a flexmdm or mdm model")
-        self.loaded, self.args, self.tokenizer = loaded, args, loaded.tokenizer
-        self.benchmark, self.shown = benchmark, ""
-        self.pretrained = args.chat or (args.sampler == "llada" and loaded.step == 0)
+        special = getattr(loaded.tokenizer.encoding, "special", ())
+        if args.chat and "<|start_header_id|>" not in special:
+            raise Fail("--chat is for models whose tokenizer.json has <|start_header_id|>")
+        self.loaded, self.benchmark, self.args = loaded, benchmark, args
+        self.tokenizer = loaded.tokenizer
+        trained_here = bool(loaded.args["dataset"])
+        self.pretrained = args.chat or (args.sampler == "llada" and not trained_here)
+        # LLaDA's canvas ends with the answer; ours is filled up with end tokens, as in training
+        self.end = self.tokenizer.eot if trained_here else None
         self.room = args.length if loaded.fixed else 1          # slots of a hole, at the start
-        if args.examples:
-            for p in tasks.read_gsm8k(args.examples)[:args.shots]:
-                self.shown += SHOT.format(question=p["question"], answer=" " + p["answer"]) + "\n\n"
+        solved = tasks.read_gsm8k(args.examples)[:args.shots] if args.examples else []
+        self.shown = "".join(SHOT.format(p["question"], " " + p["answer"]) + "\n\n" for p in solved)
 
     def given(self, problem):
         """The ids before and after the hole"""
         encode = self.tokenizer.encode
         if self.benchmark == "infill":
             return encode(problem["prompt"]), encode(problem["suffix"])
+        question = problem["question"]
         if self.args.chat:
-            encoding = self.tokenizer.encoding
-            if "<|start_header_id|>" not in getattr(encoding, "special", ()):
-                raise Fail("--chat is for models whose tokenizer.json has <|start_header_id|>")
-            return encoding.encode(CHAT.format(self.shown + problem["question"])), []
+            return self.tokenizer.encoding.encode(CHAT.format(self.shown + question)), []
         if self.pretrained:
-            return encode(self.shown + SHOT.format(question=problem["question"], answer="")), []
-        return encode(problem["question"] + "\n"), []
+            return encode(self.shown + SHOT.format(question, "")), []
+        return encode(question + "\n"), []
 
     def fill(self, pairs):
         """What the model puts between the ids a and z of each pair: lists of ids"""
         loaded, args, code = self.loaded, self.args, self.loaded.code
-        # LLaDA's canvas ends with the answer; ours is filled up with end tokens, as in training
-        end = None if loaded.net.never else self.tokenizer.eot
-        starts = [start_from([a, z], [self.room], code, loaded.config.block_size, loaded.fixed, end)
-                  for a, z in pairs]
+        starts = [start_from([a, z], [self.room], code, loaded.config.block_size, loaded.fixed,
+                             self.end) for a, z in pairs]
         y, n, opened = stack(starts, code)
         if args.sampler == "llada":
             x, n = generate_by_blocks(loaded.predict, code, y, n, args.steps, args.block,

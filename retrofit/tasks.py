@@ -120,25 +120,22 @@ class Results:
         except OSError as e:
             raise Fail(f"cannot write {path}: {e.strerror}") from None
         self.file.seek(0)
-        text, self.done = self.file.read(), {}
+        text = self.file.read()
         first = json.dumps({"settings": settings}).encode() + b"\n"
-        if first.startswith(text):                      # new, or killed in its first line
-            self.file.truncate(0)
-            self.file.write(first)
-            return
-        if not text.startswith(first):
+        if not text.startswith(first) and not first.startswith(text):
             raise Fail(f"{path} does not begin with {first.decode().strip()}, so it has other "
                        "results: give another --results, or remove it")
-        end = text.rfind(b"\n") + 1
-        self.file.truncate(end)
-        for line in text[len(first):end].splitlines():
-            record = json.loads(line)
-            self.done[record["task_id"]] = record
+        text = text[:text.rfind(b"\n") + 1]             # a kill may have cut off the last line
+        self.file.truncate(len(text))
+        if not text:
+            self.file.write(first)
+        records = [json.loads(line) for line in text.splitlines()[1:]]
+        self.done = {record["task_id"]: record for record in records}
 
     def add(self, records):
         for record in records:
-            self.done[record["task_id"]] = record
             self.file.write(json.dumps(record).encode() + b"\n")
+            self.done[record["task_id"]] = record
         self.file.flush()
 
 
