@@ -181,7 +181,7 @@ class Asker:
         return answers
 
     def text(self, ids):
-        """An answer's ids -> what counts of it"""
+        """The ids of an answer -> its text, up to where the answer ends"""
         if self.tokenizer.eot in ids:
             ids = ids[:ids.index(self.tokenizer.eot)]
         text = self.tokenizer.decode(ids)

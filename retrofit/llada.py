@@ -85,7 +85,7 @@ class Llada(model.Network):
     """LLaDA's own weights have no storage yet (meta device): load() assigns them the files'.
 
     With config.insertion = "instant" this is LLaDA and nothing else. It has no vector for given
-    slots: where masks fall independently of the tokens, it matters not which others were given."""
+    slots: where masks fall independently of the tokens, it makes no difference which were given."""
 
     def __init__(self, config):
         super().__init__()

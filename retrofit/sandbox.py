@@ -7,7 +7,7 @@ last one comes to its end. The kernel contains them:
 
     namespaces   no network, no other process in sight, all files read-only; when the program ends,
                  the kernel ends all that it started
-    identity     no capabilities; under root another user, whom nobody else is
+    identity     no capabilities; under root the id of a user that does not exist
     limits       wall time, processor time, open files, processes, threads, bytes per file, and the
                  memory of each process (not of all together)
 
@@ -162,9 +162,9 @@ def limit(seconds, memory):
 
 
 def execute(parts, token_pipe, out):
-    """Run the pieces and end this process. What proves that the last one ended is a word that waits
-    in a pipe until then: no variable holds it that the program could find."""
-    read, write, leave, space = os.read, os.write, os._exit, {}
+    """Run the pieces and end this process. The proof that the last one ended is a word that waits
+    in a pipe until then, so that the program finds it in no variable."""
+    read, write, leave, space = os.read, os.write, os._exit, {}     # a program may replace os.read
     try:
         write(out, b"\n")
         for code in [compile(part, "<generated>", "exec") for part in parts]:

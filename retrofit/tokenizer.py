@@ -6,7 +6,8 @@ tiktoken's engine: the same ids as the hub's own library, without that library.
     encoding.encode("x<|endoftext|>")               # special tokens are read: two ids
     encoding.decode(ids)
 
-What frames a text (a begin-of-text token, padding, truncation) is the caller's.
+What frames a text (a begin-of-text token, padding, truncation) is the caller's. Assumption: no
+special token begins with another one.
 """
 import functools
 import math
@@ -48,7 +49,7 @@ def spell(token):
     """The bytes of a token of the vocabulary"""
     if all(c in alphabet() for c in token):
         return bytes(alphabet()[c] for c in token)
-    return token.encode("utf-8", "replace")             # a special one
+    return token.encode()                               # a special one
 
 
 def last_merges(pairs):
@@ -87,8 +88,8 @@ def words(spec):
             if kept == "Removed" and invert:
                 return regex
     kinds = [step["type"] for step in steps]
-    raise ValueError(f"its pre-tokenizer {kinds} is neither ByteLevel nor an isolated Split first, "
-                     "without a space in front")
+    raise ValueError(f"its pre-tokenizer {kinds} is not ByteLevel without a space in front, alone "
+                     "or after an isolated Split")
 
 
 def check(part, name, **implemented):
@@ -119,8 +120,10 @@ class Encoding:
         check(content.get("decoder"), "decoder", type=["ByteLevel"])
         for token in content["added_tokens"]:
             check(token, "added token", single_word=[False], lstrip=[False], rstrip=[False])
+        self.normal_form = content.get("normalizer") is not None
 
-        # merges: "a b" or ["a", "b"]. For tiktoken an id is a priority; self.ids has the file's id
+        # A merge is "a b" or ["a", "b"]. An id of tiktoken is a priority, so here it is called a
+        # rank; self.ids has the file's id of each rank.
         merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in bpe["merges"]]
         last = last_merges({pair: i for i, pair in enumerate(merges)})
         order = [*alphabet(), *sorted(last, key=last.get)]
@@ -134,8 +137,7 @@ class Encoding:
             special_tokens={text: len(order) + i for i, text in enumerate(added)})
         self.special = self.bpe.special_tokens_set
         self.bytes = {id: spell(token) for token, id in vocab.items()}
-        self.bytes |= {id: text.encode("utf-8", "replace") for text, id in added.items()}
-        self.normal_form = content.get("normalizer") is not None
+        self.bytes |= {id: text.encode() for text, id in added.items()}
 
     def normalized(self, text):
         return unicodedata.normalize("NFC", text) if self.normal_form else text
