@@ -5,8 +5,8 @@
     python evaluate.py gsm8k  --generations canonical --problems gsm8k_test.jsonl
 
 The same command again goes on where it was stopped. A problem that is longer than the model's
-block_size has failed. The code that a model wrote is run in a sandbox (sandbox.py). LLaDA itself, as
-its authors ask it (arXiv 2502.09992): temperature 0, as many steps as tokens, and four solved
+block_size has failed. The code that a model wrote is run in a sandbox (sandbox.py). LLaDA itself is
+asked as by its authors (arXiv 2502.09992): temperature 0, as many steps as tokens, and four solved
 problems before each question (none without --examples):
 
     python evaluate.py gsm8k --sampler llada --out_dir LLaDA-8B-Base --problems gsm8k_test.jsonl
@@ -223,12 +223,12 @@ def run(argv):
     if args.generations:
         settings["generations"] = args.generations
         texts = tasks.from_file(args.generations, problems, solution)
+
+        def generate(batch):
+            return texts
     else:
         loaded = checkpoint.load(args.out_dir, pick_device(args.device))
         settings |= {name: getattr(args, name) for name in ASKED} | {"step": loaded.step}
-        asker = Asker(loaded, benchmark, args)
-
-    def generate(batch):
-        return texts if args.generations else asker.ask(batch)
-    results = tasks.Results(args.results, settings)
-    tasks.evaluate(problems, generate, judge, results, args.batch_size, args.workers, say)
+        generate = Asker(loaded, benchmark, args).ask
+    tasks.evaluate(problems, generate, judge, args.results, settings, args.batch_size,
+                   args.workers, say)

@@ -14,11 +14,9 @@ from common import Fail
 from prime import Code
 from retrofit import safetensors
 
-IMPLEMENTED = {         # values of config.json that the code knows; None: the key may be absent
-    "model_type": ["gpt2"], "activation_function": ["gelu_new", None],
-    "scale_attn_weights": [True, None], "scale_attn_by_inverse_layer_idx": [False, None],
-    "tie_word_embeddings": [True, None],
-}
+# values of config.json that the code knows; None: the key may be absent
+IMPLEMENTED = {"model_type": ["gpt2"], "activation_function": ["gelu_new", None],
+               "scale_attn_by_inverse_layer_idx": [False, None]}
 
 
 class GPT2:

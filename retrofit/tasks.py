@@ -105,63 +105,58 @@ def wilson(passed, total, z=1.959964):
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-class Results:
-    """A results file, claimed for this process: the settings on its first line, a problem on each
-    further one. `done` is what it holds, {task_id: record}. A line that was cut off by a kill is
-    removed. Raises Fail for another run's file, and while another process has it."""
-
-    def __init__(self, path, settings):
-        try:
-            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-            self.file = open(path, "a+b")
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Fail(f"another run is writing {path}: wait, or give another --results") from None
-        except OSError as e:
-            raise Fail(f"cannot write {path}: {e.strerror}") from None
-        self.file.seek(0)
-        text = self.file.read()
-        first = json.dumps({"settings": settings}).encode() + b"\n"
-        if not text.startswith(first) and not first.startswith(text):
-            raise Fail(f"{path} does not begin with {first.decode().strip()}, so it has other "
-                       "results: give another --results, or remove it")
-        text = text[:text.rfind(b"\n") + 1]             # a kill may have cut off the last line
-        self.file.truncate(len(text))
-        if not text:
-            self.file.write(first)
-        records = [json.loads(line) for line in text.splitlines()[1:]]
-        self.done = {record["task_id"]: record for record in records}
-
-    def add(self, records):
-        for record in records:
-            self.file.write(json.dumps(record).encode() + b"\n")
-            self.done[record["task_id"]] = record
-        self.file.flush()
+def claim(path, settings):
+    """A results file, locked for this process, and what it holds, {task_id: record}. Its first line
+    has the settings, each further one a problem. Raises Fail for the file of another run."""
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        file = open(path, "a+b")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Fail(f"another run is writing {path}: wait, or give another --results") from None
+    except OSError as e:
+        raise Fail(f"cannot write {path}: {e.strerror}") from None
+    file.seek(0)
+    text, first = file.read(), json.dumps({"settings": settings}).encode() + b"\n"
+    if not text.startswith(first) and not first.startswith(text):
+        raise Fail(f"{path} does not begin with {first.decode().strip()}, so it has other "
+                   "results: give another --results, or remove it")
+    text = text[:text.rfind(b"\n") + 1]                 # a kill may have cut off the last line
+    file.truncate(len(text))
+    if not text:
+        file.write(first)
+    records = [json.loads(line) for line in text.splitlines()[1:]]
+    return file, {record["task_id"]: record for record in records}
 
 
-def evaluate(problems, generate, judge, results, batch_size=8, workers=2, say=print):
-    """Solve what is left of `problems`, and say pass@1. generate(problems) -> {task_id: text},
-    without those that are too long for the model and have failed; judge(problem, text) -> a dict
-    with a status, "passed" or another."""
+def evaluate(problems, generate, judge, path, settings, batch_size=8, workers=2, say=print):
+    """Solve those of `problems` that are not in the results file `path` yet, and say pass@1.
+    generate(problems) -> {task_id: text}, without those that are too long for the model and have
+    failed; judge(problem, text) -> a dict with a status, "passed" or another."""
     def verdict(problem):
         name = problem["task_id"]
         if name not in texts:
             return dict(task_id=name, status="failed", error="too long for the model's block_size")
         return dict(task_id=name, completion=texts[name], **judge(problem, texts[name]))
 
-    left = [p for p in problems if p["task_id"] not in results.done]
-    if results.done:
-        say(f"{len(results.done)} problems are done already, {len(left)} left")
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    file, done = claim(path, settings)
+    left = [p for p in problems if p["task_id"] not in done]
+    if done:
+        say(f"{len(done)} problems are done already, {len(left)} left")
+    with file, concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for i in range(0, len(left), batch_size):
             batch = left[i:i + batch_size]
             texts = generate(batch)
-            results.add(list(pool.map(verdict, batch)))
-    done = [results.done[p["task_id"]] for p in problems]
-    too_long = sum("completion" not in record for record in done)
+            verdicts = list(pool.map(verdict, batch))       # a batch is written whole or not at all
+            for record in verdicts:
+                done[record["task_id"]] = record
+                file.write(json.dumps(record).encode() + b"\n")
+            file.flush()
+    records = [done[p["task_id"]] for p in problems]
+    too_long = sum("completion" not in record for record in records)
     if too_long:
         say(f"{too_long} problems are too long for the model's block_size and count as failed")
-    passed, total = sum(record["status"] == "passed" for record in done), len(done)
+    passed, total = sum(record["status"] == "passed" for record in records), len(records)
     rate, low, high = (100 * p for p in (passed / total, *wilson(passed, total)))
     say(f"pass@1 {rate:.1f}% (95%: {low:.1f} to {high:.1f}; {passed} of {total})")
     return passed, total

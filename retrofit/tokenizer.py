@@ -4,7 +4,7 @@ tiktoken's engine: the same ids as the hub's own library, without that library.
     encoding, vocab_size, eot = load("LLaDA-8B-Base")
     encoding.encode_ordinary("x<|endoftext|>")      # text only: thirteen characters after the x
     encoding.encode("x<|endoftext|>")               # special tokens are read: two ids
-    encoding.decode(ids)
+    encoding.decode_bytes(ids)
 
 What frames a text (a begin-of-text token, padding, truncation) is the caller's. Assumption: no
 special token begins with another one.
@@ -34,7 +34,7 @@ def load(folder):
         eot = config.get("eos_token_id")
     if type(V) is not int or type(eot) is not int:
         raise Fail(f"{path} does not say which token ends a text: set vocab_size and eos_token_id")
-    return Encoding(os.path.join(folder, "tokenizer.json")), V, eot
+    return read(os.path.join(folder, "tokenizer.json")), V, eot
 
 
 @functools.cache
@@ -53,8 +53,8 @@ def spell(token):
 
 
 def last_merges(pairs):
-    """{(a, b): priority} -> {token: priority of its last merge}, for the tokens that the merges make
-    of their own bytes.
+    """{(a, b): priority} -> {token: priority of its last merge}, for the tokens that the merges
+    make of their own bytes.
 
     tiktoken merges two neighbours if their concatenation has a rank, tokenizer.json if their pair
     has one. With these ranks both do the same: where two neighbours cover all bytes of a token, no
@@ -100,18 +100,20 @@ def check(part, name, **implemented):
             raise ValueError(f"its {name} has {option} = {part[option]!r}")
 
 
+def read(path):
+    """A tokenizer.json -> Encoding. Raises Fail where it is of another kind."""
+    content = read_json(path)
+    try:
+        return Encoding(content)
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        why = f"it lacks {e}" if isinstance(e, KeyError) else e
+        raise Fail(f"{path} cannot be used: {why}; byte-level BPE as GPT-2's can") from None
+
+
 class Encoding:
-    """A tokenizer.json. Raises Fail where it is of another kind."""
+    """content: that of a tokenizer.json"""
 
-    def __init__(self, path):
-        content = read_json(path)
-        try:
-            self.build(content, str(path))
-        except (AttributeError, KeyError, TypeError, ValueError) as e:
-            why = f"it lacks {e}" if isinstance(e, KeyError) else e
-            raise Fail(f"{path} cannot be used: {why}; byte-level BPE as GPT-2's can") from None
-
-    def build(self, content, path):
+    def __init__(self, content):
         bpe, vocab = content["model"], content["model"]["vocab"]
         added = {token["content"]: token["id"] for token in content["added_tokens"]}
         check(bpe, "model", type=["BPE"], dropout=[0], continuing_subword_prefix=[""],
@@ -132,7 +134,7 @@ class Encoding:
                 raise ValueError(f"it has ignore_merges, and no merges make its token {token!r}")
         self.ids = [vocab[token] for token in order] + [*added.values()]
         self.bpe = tiktoken.Encoding(
-            path, pat_str=words(content["pre_tokenizer"]),
+            "tokenizer.json", pat_str=words(content["pre_tokenizer"]),
             mergeable_ranks={spell(token): rank for rank, token in enumerate(order)},
             special_tokens={text: len(order) + i for i, text in enumerate(added)})
         self.special = self.bpe.special_tokens_set
@@ -153,7 +155,3 @@ class Encoding:
 
     def decode_bytes(self, ids):
         return b"".join(self.bytes.get(int(i), b"") for i in ids)           # unknown ids: nothing
-
-    def decode(self, ids):
-        """ids -> text; bytes that are no utf-8 become U+FFFD"""
-        return self.decode_bytes(ids).decode("utf-8", "replace")

@@ -200,7 +200,7 @@ def llada(tmp_path):
 
 
 def spoken(loaded, ids):
-    return loaded.tokenizer.encoding.decode(ids)
+    return loaded.tokenizer.encoding.decode_bytes(ids).decode()
 
 
 def given(loaded, name, problem, *flags):

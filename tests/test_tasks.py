@@ -143,11 +143,8 @@ def answers(problems):
 def evaluate(path, settings, generate=answers):
     """-> (passed, total), what was said"""
     said = []
-    results = tasks.Results(path, settings)
-    try:
-        total = tasks.evaluate(PROBLEMS, generate, tasks.judge_gsm8k, results, 2, say=said.append)
-    finally:
-        results.file.close()
+    total = tasks.evaluate(PROBLEMS, generate, tasks.judge_gsm8k, path, settings, 2,
+                           say=said.append)
     return total, said
 
 
@@ -207,13 +204,13 @@ def test_results_of_two_runs_are_not_mixed(tmp_path):
 
 
 def test_a_second_evaluation_of_the_same_file_is_refused(tmp_path):
-    first = tasks.Results(tmp_path / "r.jsonl", {})
+    file, _ = tasks.claim(tmp_path / "r.jsonl", {})
     with pytest.raises(Fail, match="another run is writing"):
-        tasks.Results(tmp_path / "r.jsonl", {})
-    first.file.close()
-    tasks.Results(tmp_path / "r.jsonl", {}).file.close()
+        evaluate(tmp_path / "r.jsonl", {})
+    file.close()
+    assert evaluate(tmp_path / "r.jsonl", {})[0] == (4, 10)
     with pytest.raises(Fail, match="cannot write"):
-        tasks.Results(tmp_path, {})
+        tasks.claim(tmp_path, {})
 
 
 def test_answers_from_a_file(tmp_path):
