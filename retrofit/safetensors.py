@@ -47,7 +47,7 @@ def must_fit(folder):
     """Around the building of a network: where tensors and config.json differ, that is a Fail."""
     try:
         yield
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as e:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         why = " ".join(str(e).split())
         raise Fail(f"{folder}: the tensors do not fit config.json ({why}): fetch both") from None
 

@@ -398,7 +398,8 @@ def test_shards_that_lack_a_tensor_are_one_sentence(tmp_path):
     write_llada(tmp_path / "c", files=3)
     index = tmp_path / "c" / "model.safetensors.index.json"
     where = json.loads(index.read_text())["weight_map"]
-    for bad in ({"weight_map": {k: f for k, f in where.items() if f != where[Q]}}, {}):
+    for bad in ({"weight_map": {k: f for k, f in where.items() if f != where[Q]}}, {},
+                {"weight_map": []}):
         index.write_text(json.dumps(bad))
         with pytest.raises(Fail, match="do not fit config.json"):
             llada.load(tmp_path / "c")
