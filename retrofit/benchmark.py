@@ -4,12 +4,10 @@
     python evaluate.py infill --out_dir out --problems HumanEval-SingleLineInfilling.jsonl.gz
     python evaluate.py gsm8k  --generations canonical --problems gsm8k_test.jsonl
 
-The results have the settings on their first line and one problem on each further one; the same
-command again goes on where it was stopped. A problem that is longer than the model's block_size has
-failed. The code that a model wrote is run in a sandbox (sandbox.py).
-
-LLaDA itself, as its authors ask it (arXiv 2502.09992): temperature 0, as many steps as tokens, and
-four solved problems before each question (zero without --examples):
+The same command again goes on where it was stopped. A problem that is longer than the model's
+block_size has failed. The code that a model wrote is run in a sandbox (sandbox.py). LLaDA itself is
+asked as by its authors (arXiv 2502.09992): temperature 0, as many steps as tokens, and four solved
+problems before each question (none without --examples):
 
     python evaluate.py gsm8k --sampler llada --out_dir LLaDA-8B-Base --problems gsm8k_test.jsonl
         --examples gsm8k_train.jsonl
@@ -28,12 +26,11 @@ from dataclasses import dataclass
 import torch
 
 import checkpoint
-import interpolant
 from common import Fail, flag, parse, say
 from interpolant import below
 from model import pick_device
 from retrofit import sandbox, tasks
-from sampler import ORDERS, draw_tokens, generate, highest, stack, start_from, to_ids
+from sampler import ORDERS, draw_tokens, highest, stack, start_from, to_ids
 
 
 @dataclass
@@ -74,7 +71,7 @@ ASKED = ("out_dir", "sampler", "steps", "temperature", "order", "window", "lengt
 CHAT = ("<|startoftext|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n")
 # assumption: how the harness that LLaDA's authors use shows GSM8K to a base model
-SHOT = "Question: {question}\nAnswer:{answer}"
+SHOT = "Question: {}\nAnswer:{}"
 STOPS = ("Question:", "<|eot_id|>")             # where an answer to these two has ended
 
 
@@ -88,19 +85,17 @@ def derive(args, benchmark):
         args.temperature = 0.0
 
 
-def check(args, benchmark):
-    if not args.problems:
-        raise Fail(f"give the problems of {benchmark} with --problems FILE")
-    if benchmark == "gsm8k":
-        return
-    if args.chat or args.examples:
-        raise Fail("--chat and --examples are for gsm8k: in infill there is no question")
-    if not sandbox.works() and not args.unsafe:
+def judge_of_code(args):
+    """The judge of infill. Raises Fail where generated code must not be run."""
+    contained = sandbox.works()
+    if not contained and not args.unsafe:
         raise Fail("this system cannot contain a program (no namespaces), so generated code is not "
                    "run: use another machine, or one that you can lose with --unsafe")
-    if not sandbox.works():
+    if not contained:
         print("warning: --unsafe: generated code runs with all rights of this user",
               file=sys.stderr)
+    return functools.partial(tasks.judge_infilling, seconds=args.seconds, memory=args.memory << 20,
+                             unsafe=not contained)
 
 
 # -----------------------------------------------------------------------------
@@ -133,83 +128,78 @@ def generate_by_blocks(predict, code, y, n, steps, block, temperature=0.0):
 
 
 class Asker:
-    """Puts problems to a model. ask(problems) -> an answer each, None where it does not fit in."""
+    """Puts problems to a model. ask(problems) -> {task_id: answer}, without those that are too
+    long for it."""
 
     def __init__(self, loaded, benchmark, args):
         if args.sampler == "llada" and not (loaded.fixed and loaded.code.ell == 1):
             raise Fail("--sampler llada is for models with a fixed canvas and one digit per token")
         if loaded.config.causal:
             raise Fail("an autoregressive model cannot fill holes: use a flexmdm or mdm model")
-        self.loaded, self.args, self.tokenizer = loaded, args, loaded.tokenizer
-        self.benchmark, self.stops, self.shown = benchmark, (), ""
+        special = getattr(loaded.tokenizer.encoding, "special", ())
+        if args.chat and "<|start_header_id|>" not in special:
+            raise Fail("--chat is for models whose tokenizer.json has <|start_header_id|>")
+        self.loaded, self.benchmark, self.args = loaded, benchmark, args
+        self.tokenizer = loaded.tokenizer
+        trained_here = bool(loaded.args["dataset"])
+        self.pretrained = args.chat or (args.sampler == "llada" and not trained_here)
         # LLaDA's canvas ends with the answer; ours is filled up with end tokens, as in training
-        self.end = None if loaded.net.never else self.tokenizer.eot
-        self.pretrained = args.chat or (args.sampler == "llada" and loaded.step == 0)
-        if self.pretrained and benchmark == "gsm8k":
-            self.stops = STOPS
-        if args.examples:
-            for p in tasks.read_gsm8k(args.examples)[:args.shots]:
-                self.shown += SHOT.format(question=p["question"], answer=" " + p["answer"]) + "\n\n"
+        self.end = self.tokenizer.eot if trained_here else None
+        self.room = args.length if loaded.fixed else 1          # slots of a hole, at the start
+        solved = tasks.read_gsm8k(args.examples)[:args.shots] if args.examples else []
+        self.shown = "".join(SHOT.format(p["question"], " " + p["answer"]) + "\n\n" for p in solved)
 
     def given(self, problem):
         """The ids before and after the hole"""
         encode = self.tokenizer.encode
         if self.benchmark == "infill":
             return encode(problem["prompt"]), encode(problem["suffix"])
+        question = problem["question"]
         if self.args.chat:
-            encoding = self.tokenizer.encoding
-            if "<|start_header_id|>" not in getattr(encoding, "special", ()):
-                raise Fail("--chat is for models whose tokenizer.json has <|start_header_id|>")
-            return encoding.encode(CHAT.format(self.shown + problem["question"])), []
+            return self.tokenizer.encoding.encode(CHAT.format(self.shown + question)), []
         if self.pretrained:
-            return encode(self.shown + SHOT.format(question=problem["question"], answer="")), []
-        return encode(problem["question"] + "\n"), []
+            return encode(self.shown + SHOT.format(question, "")), []
+        return encode(question + "\n"), []
 
     def fill(self, pairs):
         """What the model puts between the ids a and z of each pair: lists of ids"""
         loaded, args, code = self.loaded, self.args, self.loaded.code
-        size = args.length if loaded.fixed else None            # of a hole, in masks
-        starts = [start_from([a, z], [size], code, loaded.config.block_size, loaded.fixed, self.end)
-                  for a, z in pairs]
+        starts = [start_from([a, z], [self.room], code, loaded.config.block_size, loaded.fixed,
+                             self.end) for a, z in pairs]
         y, n, opened = stack(starts, code)
         if args.sampler == "llada":
             x, n = generate_by_blocks(loaded.predict, code, y, n, args.steps, args.block,
                                       args.temperature)
         else:
-            block_size = y.shape[1] if loaded.fixed else loaded.config.block_size
-            kind = "exact" if args.sampler == "exact" else "parallel"
-            insertion = interpolant.schedule(loaded.config.insertion)
-            unmasking = interpolant.schedule(loaded.args["unmasking"])
-            x, n = generate(loaded.predict, code, len(pairs), block_size, args.steps, insertion,
-                            unmasking, args.order, args.temperature, (y, n, opened), sampler=kind,
-                            window=args.window)
+            sampler = "exact" if args.sampler == "exact" else "parallel"
+            x, n = loaded.documents(len(pairs), (y, n, opened), args.steps, args.order,
+                                    args.temperature, sampler, window=args.window)
         answers = []
         for row, (a, z), length in zip(x.tolist(), pairs, n.tolist()):
-            stop = len(a) + size if loaded.fixed else length - len(z)
+            stop = len(a) + self.room if loaded.fixed else length - len(z)
             answers.append(row[len(a):stop])
         return answers
 
     def text(self, ids):
-        """An answer's ids -> what counts of it"""
+        """The ids of an answer -> its text, up to where the answer ends"""
         if self.tokenizer.eot in ids:
             ids = ids[:ids.index(self.tokenizer.eot)]
         text = self.tokenizer.decode(ids)
-        for stop in self.stops:
-            text = text.split(stop)[0]
+        if self.pretrained and self.benchmark == "gsm8k":
+            for stop in STOPS:
+                text = text.split(stop)[0]
         return text
 
     def ask(self, problems):
-        room = self.args.length if self.loaded.fixed else 1
-        longest = self.loaded.config.block_size - room
+        longest = self.loaded.config.block_size - self.room
         pairs = {p["task_id"]: self.given(p) for p in problems}
-        pairs = {key: (a, z) for key, (a, z) in pairs.items() if len(a) + len(z) <= longest}
-        answers = []
-        if pairs:
-            # the answers do not depend on where the command was stopped before
-            torch.manual_seed(self.args.seed + zlib.crc32(problems[0]["task_id"].encode()))
-            answers = self.fill(list(pairs.values()))
-        texts = dict(zip(pairs, map(self.text, answers)))
-        return [texts.get(p["task_id"]) for p in problems]
+        pairs = {name: (a, z) for name, (a, z) in pairs.items() if len(a) + len(z) <= longest}
+        if not pairs:
+            return {}
+        # the answers do not depend on where the command was stopped before
+        torch.manual_seed(self.args.seed + zlib.crc32(problems[0]["task_id"].encode()))
+        answers = self.fill(list(pairs.values()))
+        return {name: self.text(ids) for name, ids in zip(pairs, answers)}
 
 
 # -----------------------------------------------------------------------------
@@ -220,21 +210,25 @@ def run(argv):
     benchmark = argv[0]
     args = parse(Args, __doc__, argv[1:])
     derive(args, benchmark)
-    check(args, benchmark)
+    if not args.problems:
+        raise Fail(f"give the problems of {benchmark} with --problems FILE")
     if benchmark == "gsm8k":
         read, judge, solution = tasks.read_gsm8k, tasks.judge_gsm8k, "answer"
     else:
-        read, solution = tasks.read_infilling, "canonical_solution"
-        judge = functools.partial(tasks.judge_infilling, seconds=args.seconds,
-                                  memory=args.memory << 20, unsafe=not sandbox.works())
+        if args.chat or args.examples:
+            raise Fail("--chat and --examples are for gsm8k: in infill there is no question")
+        read, judge, solution = tasks.read_infilling, judge_of_code(args), "canonical_solution"
     problems = read(args.problems)[::args.every]
     settings = {"benchmark": benchmark, "problems": os.path.basename(args.problems)}
     if args.generations:
         settings["generations"] = args.generations
-        generate = tasks.from_file(args.generations, solution)
+        texts = tasks.from_file(args.generations, problems, solution)
+
+        def generate(batch):
+            return texts
     else:
         loaded = checkpoint.load(args.out_dir, pick_device(args.device))
         settings |= {name: getattr(args, name) for name in ASKED} | {"step": loaded.step}
         generate = Asker(loaded, benchmark, args).ask
-    results = tasks.Results(args.results, settings)
-    tasks.evaluate(problems, generate, judge, results, args.batch_size, args.workers, say)
+    tasks.evaluate(problems, generate, judge, args.results, settings, args.batch_size,
+                   args.workers, say)

@@ -26,20 +26,19 @@ from retrofit import llada, safetensors                         # noqa: E402
 
 
 def export(net, folder, eot, args=None, tokenizer=None):
-    """Write any network of this project in our own layout: config.json, model.safetensors and the
-    tokenizer.json of its base. llada.load and llada.retrofit read it.
+    """Write any network of this project in our own layout, which llada.load reads: config.json,
+    model.safetensors, and the tokenizer.json of its base.
 
     eot: the token that ends a text. args: the flags of its training. tokenizer: the spec() of one
-    that is not a folder's. All three are for whoever reads config.json."""
+    that is not its base's."""
     options, weights = asdict(net.config), llada.merged(net)
     if net.code.permutation is not None:
         weights["permutation"] = net.code.permutation
+    safetensors.write(os.path.join(folder, "model.safetensors"), weights)
+    if net.base and os.path.exists(os.path.join(net.base, "tokenizer.json")):
+        shutil.copy(os.path.join(net.base, "tokenizer.json"), folder)
     description = dict(model=type(net).__name__, options=options, never=list(net.never), args=args,
                        tokenizer=tokenizer, vocab_size=options["V"], eos_token_id=eot)
-    safetensors.write(os.path.join(folder, "model.safetensors"), weights)
-    tokens = os.path.join(net.base or "", "tokenizer.json")
-    if net.base and os.path.exists(tokens):
-        shutil.copy(tokens, folder)
     with atomic_open(os.path.join(folder, "config.json")) as f:
         json.dump(description, f, indent=1)
 
@@ -54,10 +53,10 @@ def export_hub(net, folder):
     embed = weights["embed.weight"][:-2].clone()        # without the symbols V and V + 1,
     embed[mask] = weights["embed.weight"][-2]           # of which the first was our mask
     weights["embed.weight"] = embed
-    names = llada.names(net.config.n_layer).items()
-    weights = {theirs: weights[ours] for theirs, ours in names}
+    names = llada.names(net.config.n_layer)
+    weights = {theirs: weights[ours] for theirs, ours in names.items()}
     safetensors.write(os.path.join(folder, "model.safetensors"), weights)
-    for name in sorted(os.listdir(net.base)):
+    for name in os.listdir(net.base):
         if name.endswith((".json", ".py")) and not name.endswith(".index.json"):
             shutil.copy(os.path.join(net.base, name), folder)
 

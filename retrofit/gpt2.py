@@ -14,11 +14,9 @@ from common import Fail
 from prime import Code
 from retrofit import safetensors
 
-IMPLEMENTED = {         # values of config.json that the code knows; None: the key may be absent
-    "model_type": ["gpt2"], "activation_function": ["gelu_new", None],
-    "scale_attn_weights": [True, None], "scale_attn_by_inverse_layer_idx": [False, None],
-    "add_cross_attention": [False, None], "tie_word_embeddings": [True, None],
-}
+# values of config.json that the code knows; None: the key may be absent
+IMPLEMENTED = {"model_type": ["gpt2"], "activation_function": ["gelu_new", None],
+               "scale_attn_by_inverse_layer_idx": [False, None]}
 
 
 class GPT2:
@@ -26,8 +24,8 @@ class GPT2:
 
     tokenizer: "gpt2", or the folder if it has a tokenizer.json: a name for data.tokenizer_from"""
 
-    def __init__(self, config, weights):
-        self.config, self.weights, self.tokenizer = config, weights, "gpt2"
+    def __init__(self, config, weights, tokenizer):
+        self.config, self.weights, self.tokenizer = config, weights, tokenizer
         self.code, self.block_size = Code(config["vocab_size"]), config["n_positions"]
         self.eot = config.get("eos_token_id", self.code.V - 1)
 
@@ -72,14 +70,12 @@ def is_folder(path):
 
 def load(folder, device="cpu"):
     """A folder of the hub -> GPT2, in the file's dtype"""
-    config, weights = safetensors.read_config(folder, IMPLEMENTED), {}
-    for name, tensor in safetensors.read_folder(folder).items():
-        weights[name.removeprefix("transformer.")] = tensor.to(device)
+    config = safetensors.read_config(folder, IMPLEMENTED)
+    own_tokenizer = os.path.isfile(os.path.join(folder, "tokenizer.json"))
     with safetensors.must_fit(folder):
-        net = GPT2(config, weights)
-        y = torch.full((1, net.block_size, 1), net.code.V - 1)  # the longest text, as a test
-        last = torch.arange(net.block_size)[None] == net.block_size - 1
-        net.predict(y, None, None, last)
-    if os.path.isfile(os.path.join(folder, "tokenizer.json")):
-        net.tokenizer = folder
+        weights = {name.removeprefix("transformer."): tensor.to(device)
+                   for name, tensor in safetensors.read_folder(folder).items()}
+        net = GPT2(config, weights, folder if own_tokenizer else "gpt2")
+        one = torch.zeros(1, 1, 1, dtype=torch.int64)           # a text, as a test
+        net.predict(one, None, None, one[:, :, 0] == 0)
     return net

@@ -7,12 +7,9 @@ framework, and its retrofit to a FlexMDM (arXiv 2509.01025, section 5), which al
 Training adds: a gap head, a time embedding, one scale and shift for every 8 blocks, a vector for
 given slots, and low-rank adapters on q, k, v and the vocabulary projection. What could change the
 token logits starts at zero: they are LLaDA's, for the text with its end token in the extra slot.
-Only what is new is trained and saved. The adapters of rank 128 are 117M numbers beside 8.0 billion
-that are frozen: 32 blocks * 3 * 128 * (4096 + 4096) + 128 * (4096 + 126464).
-
-A checkpoint of a retrofit needs the folder again: retrofit(base, insertion, block_size, lora)
-builds the network, and load_state_dict(.., strict=False) puts the trained parameters back. To leave
-the folder behind: python retrofit/export.py
+Only what is new is trained and saved, so a checkpoint needs the folder again (or export.py). The
+adapters of rank 128 are 117M numbers beside 8.0 billion that are frozen:
+32 blocks * 3 * 128 * (4096 + 4096) + 128 * (4096 + 126464).
 """
 import math
 import os
@@ -88,7 +85,7 @@ class Llada(model.Network):
     """LLaDA's own weights have no storage yet (meta device): load() assigns them the files'.
 
     With config.insertion = "instant" this is LLaDA and nothing else. It has no vector for given
-    slots: where masks fall independently of the tokens, it matters not which others were given."""
+    slots: where masks fall independently of the tokens, it makes no difference which were given."""
 
     def __init__(self, config):
         super().__init__()
@@ -99,16 +96,13 @@ class Llada(model.Network):
             self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
             self.norm = nn.RMSNorm(c.n_embd, c.norm_eps)
             self.head = nn.Linear(c.n_embd, c.V, bias=False)
-        self.time = self.shared = self.given = self.gap = None
+        self.gap, d = None, c.n_embd
         if c.insertion != "instant":                # all that is new is float32
-            d = c.n_embd
             self.time = nn.Sequential(nn.Linear(256, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU())
             self.shared = nn.ModuleList(ZeroLinear(d, 2 * d) for _ in range(0, c.n_layer, GROUP))
             self.given = nn.Parameter(torch.zeros(d))
             self.gap = GapHead(d, d)
             self.gap.start()
-        self.base = ""                  # the folder that the weights come from
-        self.never = []                 # LLaDA's own mask token: ours is the symbol V
         self.checkpointing = False
 
     def trunk(self, packed, alpha):
@@ -116,37 +110,35 @@ class Llada(model.Network):
         c = self.config
         cos, sin = angles(packed.pos, c.n_embd // c.n_head, c.rope_theta)
         x = self.embed(packed.y[:, 0])                                      # (T, d)
-        cond = modulation = log_g = None
-        if self.time is not None:
+        inserts, modulation = self.gap is not None, None
+        if inserts:
             cond = self.time(wave(1000 * alpha))                            # (B, d)
             x = x + (packed.given * self.given).to(x.dtype)
         for i, block in enumerate(self.blocks):
-            if cond is not None and i % GROUP == 0:
+            if inserts and i % GROUP == 0:
                 modulation = self.shared[i // GROUP](cond).to(x.dtype)      # (B, 2d)
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, modulation, cos, sin, packed, use_reentrant=False)
             else:
                 x = block(x, modulation, cos, sin, packed)
-        if self.gap is not None:
-            log_g = self.gap(x, cond, packed)
+        log_g = self.gap(x, cond, packed) if inserts else None
         return self.norm(x[packed.asked]), log_g
 
 
-class LoRA(nn.Linear):
-    """A Linear whose weight is frozen plus a product of two thin matrices (arXiv 2106.09685):
-    W x + B A x with B = 0 at the start, trained in float32. (alpha / r = 1, as in FlexMDM.)"""
+class LoRA(nn.Module):
+    """A frozen weight plus a product of two thin matrices (arXiv 2106.09685): W x + B A x with
+    B = 0 at the start, trained in float32. (alpha / r = 1, as in FlexMDM.)"""
 
     def __init__(self, linear, r):
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, None
-        device = linear.weight.device
-        self.a = nn.Parameter(torch.empty(r, self.in_features, device=device))
-        self.b = nn.Parameter(torch.zeros(self.out_features, r, device=device))
+        super().__init__()
+        self.weight = linear.weight
+        outputs, inputs = self.weight.shape
+        self.a = nn.Parameter(torch.empty(r, inputs, device=self.weight.device))
+        self.b = nn.Parameter(torch.zeros(outputs, r, device=self.weight.device))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
     def forward(self, x):
-        low = F.linear(x, self.a.to(x.dtype))                               # (..., r)
+        low = F.linear(x, self.a.to(x.dtype))                               # (T, r)
         return F.linear(x, self.weight) + F.linear(low, self.b.to(x.dtype))
 
 
@@ -179,12 +171,9 @@ SIZES = {"vocab_size": "V", "max_sequence_length": "block_size", "n_layers": "n_
          "mlp_hidden_size": "n_hidden", "rope_theta": "rope_theta", "rms_norm_eps": "norm_eps"}
 IMPLEMENTED = {         # values of config.json that the code knows; None: the key may be absent
     "block_type": ["llama"], "activation_type": ["silu"], "layer_norm_type": ["rms"],
-    "block_group_size": [1, None],
-    **dict.fromkeys(["rope", "rope_full_precision", "layer_norm_with_affine"], [True, None]),
-    **dict.fromkeys(["include_bias", "include_qkv_bias", "bias_for_layer_norm", "input_emb_norm",
-                     "attention_layer_norm", "weight_tying", "scale_logits", "clip_qkv", "alibi",
-                     "rope_scaling", "multi_query_attention", "quantization_config"],
-                    [False, None]),
+    **dict.fromkeys(["rope", "rope_full_precision"], [True, None]),
+    **dict.fromkeys(["include_bias", "include_qkv_bias", "weight_tying", "input_emb_norm",
+                     "scale_logits", "clip_qkv", "alibi", "rope_scaling"], [False, None]),
 }
 NAMES = {"wte": "embed", "ln_f": "norm", "ff_out": "head"}          # LLaDA's tensor: our parameter
 BLOCK_NAMES = {"attn_norm": "norm1", "q_proj": "q", "k_proj": "k", "v_proj": "v", "attn_out": "out",
@@ -206,9 +195,8 @@ def read_config(folder):
     with safetensors.must_fit(folder):
         config.setdefault("n_kv_heads", config["n_heads"])
         config.setdefault("pad_token_id", config.get("eos_token_id"))
-        c = Config(**{ours: config[key] for key, ours in SIZES.items()})
-        c.rope_theta, c.norm_eps = float(c.rope_theta), float(c.norm_eps)
-        return c, config["mask_token_id"], config["pad_token_id"]
+        sizes = {ours: config[theirs] for theirs, ours in SIZES.items()}
+        return Config(**sizes), config["mask_token_id"], config["pad_token_id"]
 
 
 def is_folder(path):
@@ -231,7 +219,7 @@ def from_hub(folder, weights, insertion):
     embed = weights["embed.weight"]                 # its copies are the symbols V and V + 1
     weights["embed.weight"] = torch.cat([embed, embed[[mask, pad]]])
     net = Llada(config)
-    net.never = [mask]
+    net.never = [mask]                              # ours is the symbol V
     weights |= {name: p for name, p in net.state_dict().items() if not p.is_meta}
     return net
 
@@ -240,16 +228,17 @@ def load(folder, device="cpu", insertion="instant"):
     """A folder of the hub, or one that export.py wrote -> the network, in the files' dtype.
 
     insertion: the schedule alpha; all that it needs is new. (An exported network has its own.)"""
-    description, weights = described(folder), safetensors.read_folder(folder)
+    description = described(folder)
     with safetensors.must_fit(folder):
+        weights = safetensors.read_folder(folder)
         options = description.get("options")
         if options is None:
             net = from_hub(folder, weights, insertion)
         elif description["model"] == "Llada":
             net = Llada(Config(**options))
+            net.never = description["never"]
         else:
             net = model.Transformer(model.Config(**options), weights.pop("permutation", None))
-        net.never = description.get("never", net.never)
         net.load_state_dict(weights, assign=True)                           # strict
     if isinstance(net, Llada):
         net.base = os.path.abspath(folder)

@@ -7,7 +7,7 @@ last one comes to its end. The kernel contains them:
 
     namespaces   no network, no other process in sight, all files read-only; when the program ends,
                  the kernel ends all that it started
-    identity     no capabilities; under root another user, whom nobody else is
+    identity     no capabilities; under root the id of a user that does not exist
     limits       wall time, processor time, open files, processes, threads, bytes per file, and the
                  memory of each process (not of all together)
 
@@ -23,18 +23,14 @@ import os
 import resource
 import secrets
 import signal
-import socket
 import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from typing import NamedTuple
 
 TASKS = 64              # processes and threads together
-STARTUP = 60            # seconds that the interpreter may take to start
-LONGEST = 300           # bytes that are read of what a contained process says
 
 
 class Result(NamedTuple):
@@ -54,35 +50,27 @@ def run(parts, seconds=10.0, memory=1 << 30, unsafe=False):
     with open(end, "w") as f:
         f.write(token)
     job = dict(parts=parts, token_pipe=token_pipe, seconds=seconds, memory=memory, unsafe=unsafe)
-    ours, theirs = socket.socketpair()
-    with ours, ours.makefile("rb") as lines, tempfile.TemporaryDirectory() as empty:
-        child = subprocess.Popen(
+    with tempfile.TemporaryDirectory() as empty, subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", os.path.abspath(__file__)],
             cwd=empty, env={"MALLOC_ARENA_MAX": "2"}, pass_fds=[token_pipe], start_new_session=True,
-            stdin=subprocess.PIPE, stdout=theirs, stderr=subprocess.DEVNULL)
-        theirs.close()
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            bufsize=0) as child:
         os.close(token_pipe)
-        begun, ready, verdict = time.monotonic(), b"", ""
-        end_of_time = threading.Timer(seconds, os.killpg, (child.pid, signal.SIGKILL))
         try:
             with contextlib.suppress(BrokenPipeError), child.stdin:
                 child.stdin.write(json.dumps(job).encode())
-            ours.settimeout(STARTUP)
-            ready = lines.readline(LONGEST)             # an empty line; b"" where the child ended
+            ready = child.stdout.read(1)                # b"" where the child ended
             begun = time.monotonic()
-            end_of_time.start()
-            ours.settimeout(seconds)                    # between two bytes
-            verdict = lines.readline(LONGEST).decode(errors="replace").strip()
-        except TimeoutError:
-            pass
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(seconds)
+            spent = round(time.monotonic() - begun, 3)
         finally:
-            end_of_time.cancel()
             with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended
                 os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+        os.set_blocking(child.stdout.fileno(), False)   # a left-over process may hold it open
+        verdict = (child.stdout.read(300) or b"").decode(errors="replace").strip()
     if not ready:
         raise RuntimeError("this system does not let a program be contained: nothing was run")
-    spent = round(time.monotonic() - begun, 3)
     if verdict == f"passed {token}":
         return Result("passed", "", spent)
     if spent >= seconds:
@@ -167,21 +155,16 @@ def isolate():
 
 def limit(seconds, memory):
     limits = {"CPU": int(seconds) + 2, "AS": memory, "FSIZE": 0, "NOFILE": 64, "CORE": 0}
+    if sys.platform == "darwin":
+        del limits["AS"]                                # macOS does not limit the address space
     for name, value in limits.items():
-        kind = getattr(resource, f"RLIMIT_{name}")
-        hard = resource.getrlimit(kind)[1]              # which can only be lowered
-        if hard != resource.RLIM_INFINITY:
-            value = min(value, hard)
-        try:
-            resource.setrlimit(kind, (value, value))
-        except (ValueError, OSError):                   # macOS does not limit the address space
-            assert sys.platform != "linux"
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
 
 
 def execute(parts, token_pipe, out):
-    """Run the pieces and end this process. What proves that the last one ended is a word that waits
-    in a pipe until then: no variable holds it that the program could find."""
-    read, write, leave, space = os.read, os.write, os._exit, {}
+    """Run the pieces and end this process. The proof that the last one ended is a word that waits
+    in a pipe until then, so that the program finds it in no variable."""
+    read, write, leave, space = os.read, os.write, os._exit, {}     # a program may replace os.read
     try:
         write(out, b"\n")
         for code in [compile(part, "<generated>", "exec") for part in parts]:

@@ -23,18 +23,17 @@ from retrofit import sandbox
 def read_lines(path, fields, what):
     """The objects of a .jsonl or .jsonl.gz file. Each must have these fields, all of them text;
     `what` says in the errors which file was expected."""
-    expected = f"expected {what}, one JSON object with {', '.join(fields)} a line"
     opener = gzip.open if str(path).endswith(".gz") else open
     try:
         with opener(path, "rt", encoding="utf-8") as f:
             rows = [json.loads(line) for line in f if line.strip()]
-    except (EOFError, OSError, RecursionError, ValueError, zlib.error) as e:
-        raise Fail(f"cannot read {path} ({e}): {expected}") from None
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not all(isinstance(row.get(f), str) for f in fields):
-            raise Fail(f"{path}, object {number}: {expected}")
-    if not rows:
-        raise Fail(f"{path} is empty: {expected}")
+        if not all(isinstance(row[field], str) for row in rows for field in fields):
+            raise ValueError("a field is no text")
+        if not rows:
+            raise ValueError("it is empty")
+    except (EOFError, LookupError, OSError, RecursionError, TypeError, ValueError, zlib.error) as e:
+        raise Fail(f"cannot read {path} ({e!r}): expected {what}, one JSON object with "
+                   f"{', '.join(fields)} a line") from None
     return rows
 
 
@@ -100,89 +99,77 @@ def judge_infilling(problem, completion, **limits):
 def wilson(passed, total, z=1.959964):
     """The 95% interval of a proportion (Wilson 1927): all true rates p that are compatible,
     |passed / total - p| <= z sqrt(p (1 - p) / total)"""
-    if total == 0:
-        return 0.0, 1.0
     p, w = passed / total, z * z / total
     middle = (p + w / 2) / (1 + w)
     half = math.sqrt(p * (1 - p) * w + w * w / 4) / (1 + w)
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-class Results:
-    """A results file, claimed for this process: the settings on its first line, a problem on each
-    further one. `done` is what it holds, {task_id: record}. A line that was cut off by a kill is
-    removed. Raises Fail for another run's file, and while another process has it."""
-
-    def __init__(self, path, settings):
-        try:
-            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-            self.file = open(path, "a+b")
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Fail(f"another run is writing {path}: wait, or give another --results") from None
-        except OSError as e:
-            raise Fail(f"cannot write {path}: {e.strerror}") from None
-        self.file.seek(0)
-        text, self.done = self.file.read(), {}
-        first = json.dumps({"settings": settings}).encode() + b"\n"
-        if first.startswith(text):                      # new, or killed in its first line
-            self.file.truncate(0)
-            self.file.write(first)
-            return
-        if not text.startswith(first):
-            raise Fail(f"{path} does not begin with {first.decode().strip()}, so it has other "
-                       "results: give another --results, or remove it")
-        end = text.rfind(b"\n") + 1
-        self.file.truncate(end)
-        for line in text[len(first):end].splitlines():
-            record = json.loads(line)
-            self.done[record["task_id"]] = record
-
-    def add(self, records):
-        for record in records:
-            self.done[record["task_id"]] = record
-            self.file.write(json.dumps(record).encode() + b"\n")
-        self.file.flush()
+def claim(path, settings):
+    """A results file, locked for this process, and what it holds, {task_id: record}. Its first line
+    has the settings, each further one a problem. Raises Fail for the file of another run."""
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        file = open(path, "a+b")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Fail(f"another run is writing {path}: wait, or give another --results") from None
+    except OSError as e:
+        raise Fail(f"cannot write {path}: {e.strerror}") from None
+    file.seek(0)
+    text, first = file.read(), json.dumps({"settings": settings}).encode() + b"\n"
+    if not text.startswith(first) and not first.startswith(text):
+        raise Fail(f"{path} does not begin with {first.decode().strip()}, so it has other "
+                   "results: give another --results, or remove it")
+    text = text[:text.rfind(b"\n") + 1]                 # a kill may have cut off the last line
+    file.truncate(len(text))
+    if not text:
+        file.write(first)
+    records = [json.loads(line) for line in text.splitlines()[1:]]
+    return file, {record["task_id"]: record for record in records}
 
 
-def evaluate(problems, generate, judge, results, batch_size=8, workers=2, say=print):
-    """Solve what is left of `problems`, and say pass@1. generate(problems) -> a text each, or None
-    for a problem that is too long for the model and has failed; judge(problem, text) -> a dict with
-    a status, "passed" or another."""
-    def verdict(problem, text):
-        if text is None:
-            return dict(status="failed", error="too long for the model's block_size")
-        return dict(completion=text, **judge(problem, text))
+def evaluate(problems, generate, judge, path, settings, batch_size=8, workers=2, say=print):
+    """Solve those of `problems` that are not in the results file `path` yet, and say pass@1.
+    generate(problems) -> {task_id: text}, without those that are too long for the model and have
+    failed; judge(problem, text) -> a dict with a status, "passed" or another."""
+    def verdict(problem):
+        name = problem["task_id"]
+        if name not in texts:
+            return dict(task_id=name, status="failed", error="too long for the model's block_size")
+        return dict(task_id=name, completion=texts[name], **judge(problem, texts[name]))
 
-    left = [p for p in problems if p["task_id"] not in results.done]
-    if results.done:
-        say(f"{len(results.done)} problems are done already, {len(left)} left")
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    file, done = claim(path, settings)
+    left = [p for p in problems if p["task_id"] not in done]
+    if done:
+        say(f"{len(done)} problems are done already, {len(left)} left")
+    with file, concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for i in range(0, len(left), batch_size):
             batch = left[i:i + batch_size]
-            verdicts = pool.map(verdict, batch, generate(batch))
-            results.add([dict(task_id=p["task_id"], **v) for p, v in zip(batch, verdicts)])
-    done = [results.done[p["task_id"]] for p in problems]
-    passed, total = sum(r["status"] == "passed" for r in done), len(problems)
-    too_long = sum("completion" not in r for r in done)
+            texts = generate(batch)
+            verdicts = list(pool.map(verdict, batch))       # a batch is written whole or not at all
+            for record in verdicts:
+                done[record["task_id"]] = record
+                file.write(json.dumps(record).encode() + b"\n")
+            file.flush()
+    records = [done[p["task_id"]] for p in problems]
+    too_long = sum("completion" not in record for record in records)
     if too_long:
         say(f"{too_long} problems are too long for the model's block_size and count as failed")
+    passed, total = sum(record["status"] == "passed" for record in records), len(records)
     rate, low, high = (100 * p for p in (passed / total, *wilson(passed, total)))
     say(f"pass@1 {rate:.1f}% (95%: {low:.1f} to {high:.1f}; {passed} of {total})")
     return passed, total
 
 
-def from_file(path, field):
-    """A `generate` that looks its answers up: in a file with a task_id and a completion a line, or,
-    with path = "canonical", in the benchmark's own `field`"""
+def from_file(path, problems, field):
+    """{task_id: text}: of a file with a task_id and a completion a line or, with path =
+    "canonical", the benchmark's own solutions, which are in `field`"""
     if path == "canonical":
-        return lambda problems: [p[field] for p in problems]
+        return {p["task_id"]: p[field] for p in problems}
     rows = read_lines(path, ("task_id", "completion"), "generations")
     texts = {row["task_id"]: row["completion"] for row in rows}
-
-    def generate(problems):
-        for p in problems:
-            if p["task_id"] not in texts:
-                raise Fail(f"{path} has no completion of {p['task_id']}: add it")
-        return [texts[p["task_id"]] for p in problems]
-    return generate
+    for p in problems:
+        if p["task_id"] not in texts:
+            raise Fail(f"{path} has no completion of {p['task_id']}: add it")
+    return texts

@@ -4,14 +4,14 @@ tiktoken's engine: the same ids as the hub's own library, without that library.
     encoding, vocab_size, eot = load("LLaDA-8B-Base")
     encoding.encode_ordinary("x<|endoftext|>")      # text only: thirteen characters after the x
     encoding.encode("x<|endoftext|>")               # special tokens are read: two ids
-    encoding.decode(ids)
+    encoding.decode_bytes(ids)
 
-What frames a text (a begin-of-text token, padding, truncation) is the caller's.
+What frames a text (a begin-of-text token, padding, truncation) is the caller's. Assumption: no
+special token begins with another one.
 """
 import functools
 import math
 import os
-import re
 import unicodedata
 
 import tiktoken
@@ -34,7 +34,7 @@ def load(folder):
         eot = config.get("eos_token_id")
     if type(V) is not int or type(eot) is not int:
         raise Fail(f"{path} does not say which token ends a text: set vocab_size and eos_token_id")
-    return Encoding(os.path.join(folder, "tokenizer.json")), V, eot
+    return read(os.path.join(folder, "tokenizer.json")), V, eot
 
 
 @functools.cache
@@ -49,11 +49,12 @@ def spell(token):
     """The bytes of a token of the vocabulary"""
     if all(c in alphabet() for c in token):
         return bytes(alphabet()[c] for c in token)
-    return token.encode("utf-8", "replace")
+    return token.encode()                               # a special one
 
 
 def last_merges(pairs):
-    """{(a, b): priority} -> {token: priority of its last merge}, for tokens that spell themselves.
+    """{(a, b): priority} -> {token: priority of its last merge}, for the tokens that the merges
+    make of their own bytes.
 
     tiktoken merges two neighbours if their concatenation has a rank, tokenizer.json if their pair
     has one. With these ranks both do the same: where two neighbours cover all bytes of a token, no
@@ -61,34 +62,34 @@ def last_merges(pairs):
     neighbours are its last pair. (Otherwise two merges that spell one token would be confused.)"""
     ranks = {}
     for token in {a + b for a, b in pairs}:
-        parts, last = list(token), None
+        parts = list(token)
         while len(parts) > 1:
-            priorities = [pairs.get(pair, math.inf) for pair in zip(parts, parts[1:])]
-            rank = min(priorities)
+            neighbours = enumerate(zip(parts, parts[1:]))
+            rank, i = min((pairs.get(pair, math.inf), i) for i, pair in neighbours)
             if rank == math.inf:
                 break
-            i = priorities.index(rank)
-            parts[i:i + 2], last = [parts[i] + parts[i + 1]], rank
-        if len(parts) == 1:
-            ranks[token] = last
+            parts[i:i + 2] = [parts[i] + parts[i + 1]]
+        else:
+            ranks[token] = rank                         # the parts have become one
     return ranks
 
 
 def words(spec):
-    """A pre-tokenizer -> (the regular expression of a word, does a text get a space in front?)
-    Raises ValueError for one that is not implemented."""
+    """A pre-tokenizer -> the regular expression of a word. Raises ValueError for one that is not
+    implemented."""
     steps = spec["pretokenizers"] if spec["type"] == "Sequence" else [spec]
     match steps:
-        case [{"type": "ByteLevel", "add_prefix_space": bool(prefix), **rest}]:
-            return GPT2 if rest.get("use_regex", True) else r"[\s\S]+", prefix
+        case [{"type": "ByteLevel", "add_prefix_space": False, **rest}]:
+            return GPT2 if rest.get("use_regex", True) else r"[\s\S]+"
         case [{"type": "Split", "pattern": {"Regex": regex}, "behavior": kept, "invert": invert},
               {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]:
             if kept == "Isolated":              # what lies between two matches is a word, too
-                return rf"(?:{regex})|(?:(?!{regex})[\s\S])+", False
+                return rf"(?:{regex})|(?:(?!{regex})[\s\S])+"
             if kept == "Removed" and invert:
-                return regex, False
+                return regex
     kinds = [step["type"] for step in steps]
-    raise ValueError(f"its pre-tokenizer {kinds} is neither ByteLevel nor an isolated Split first")
+    raise ValueError(f"its pre-tokenizer {kinds} is not ByteLevel without a space in front, alone "
+                     "or after an isolated Split")
 
 
 def check(part, name, **implemented):
@@ -99,72 +100,58 @@ def check(part, name, **implemented):
             raise ValueError(f"its {name} has {option} = {part[option]!r}")
 
 
+def read(path):
+    """A tokenizer.json -> Encoding. Raises Fail where it is of another kind."""
+    content = read_json(path)
+    try:
+        return Encoding(content)
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        why = f"it lacks {e}" if isinstance(e, KeyError) else e
+        raise Fail(f"{path} cannot be used: {why}; byte-level BPE as GPT-2's can") from None
+
+
 class Encoding:
-    """A tokenizer.json. Raises Fail where it is of another kind."""
+    """content: that of a tokenizer.json"""
 
-    def __init__(self, path):
-        content = read_json(path)
-        try:
-            self.build(content, str(path))
-        except (AttributeError, KeyError, TypeError, ValueError) as e:
-            why = f"it lacks {e}" if isinstance(e, KeyError) else e
-            raise Fail(f"{path} cannot be used: {why}; byte-level BPE as GPT-2's can") from None
-
-    def build(self, content, path):
-        bpe, normalizer = content["model"], content.get("normalizer")
+    def __init__(self, content):
+        bpe, vocab = content["model"], content["model"]["vocab"]
+        added = {token["content"]: token["id"] for token in content["added_tokens"]}
         check(bpe, "model", type=["BPE"], dropout=[0], continuing_subword_prefix=[""],
               end_of_word_suffix=[""], byte_fallback=[False])
-        check(normalizer, "normalizer", type=["NFC", "NFD", "NFKC", "NFKD"])
+        check(content.get("normalizer"), "normalizer", type=["NFC"])
         check(content.get("decoder"), "decoder", type=["ByteLevel"])
-        self.form = normalizer and normalizer["type"]
-        pattern, self.prefix = words(content["pre_tokenizer"])
+        for token in content["added_tokens"]:
+            check(token, "added token", single_word=[False], lstrip=[False], rstrip=[False])
+        self.normal_form = content.get("normalizer") is not None
 
-        # merges: "a b" or ["a", "b"]. For tiktoken an id is a priority; self.ids has the file's id
-        vocab = bpe["vocab"]
+        # A merge is "a b" or ["a", "b"]. An id of tiktoken is a priority, so here it is called a
+        # rank; self.ids has the file's id of each rank.
         merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in bpe["merges"]]
         last = last_merges({pair: i for i, pair in enumerate(merges)})
         order = [*alphabet(), *sorted(last, key=last.get)]
-        self.ids = [vocab[token] for token in order]
-        ranks = {spell(token): rank for rank, token in enumerate(order)}
-        self.bpe = tiktoken.Encoding(path, pat_str=pattern, mergeable_ranks=ranks,
-                                     special_tokens={})
-
-        # special tokens are found in a text as it is, before anything is normalized
-        self.special, plain = {}, [False]
-        for token in content.get("added_tokens") or []:
-            check(token, "added token", single_word=plain, lstrip=plain, rstrip=plain)
-            if self.form:
-                check(token, "added token", normalized=plain)
-            self.special[token["content"]] = token["id"]
         if bpe.get("ignore_merges"):                # a word that is a token stays whole
-            for token in vocab.keys() - set(order) - self.special.keys():
+            for token in vocab.keys() - set(order) - added.keys():
                 raise ValueError(f"it has ignore_merges, and no merges make its token {token!r}")
+        self.ids = [vocab[token] for token in order] + [*added.values()]
+        self.bpe = tiktoken.Encoding(
+            "tokenizer.json", pat_str=words(content["pre_tokenizer"]),
+            mergeable_ranks={spell(token): rank for rank, token in enumerate(order)},
+            special_tokens={text: len(order) + i for i, text in enumerate(added)})
+        self.special = self.bpe.special_tokens_set
         self.bytes = {id: spell(token) for token, id in vocab.items()}
-        self.bytes |= {id: text.encode("utf-8", "replace") for text, id in self.special.items()}
-        self.n_vocab = max(self.bytes) + 1
+        self.bytes |= {id: text.encode() for text, id in added.items()}
+
+    def normalized(self, text):
+        return unicodedata.normalize("NFC", text) if self.normal_form else text
 
     def encode_ordinary(self, text):
         """Text -> ids; special tokens in it are text like any other"""
-        if self.form:
-            text = unicodedata.normalize(self.form, text)
-        if self.prefix and text and not text.startswith(" "):
-            text = " " + text
-        return [self.ids[rank] for rank in self.bpe.encode_ordinary(text)]
+        return [self.ids[rank] for rank in self.bpe.encode_ordinary(self.normalized(text))]
 
     def encode(self, text):
-        """Text -> ids, with the special tokens in it, of which the longest is taken first"""
-        names, ids = sorted(self.special, key=len, reverse=True), []
-        either = "|".join(map(re.escape, names)) or "(?!)"                  # (?!): never
-        for part in re.split(f"({either})", text):
-            if part in self.special:
-                ids.append(self.special[part])
-            else:
-                ids += self.encode_ordinary(part)
-        return ids
+        """Text -> ids, with the special tokens in it"""
+        ranks = self.bpe.encode(self.normalized(text), allowed_special="all")
+        return [self.ids[rank] for rank in ranks]
 
     def decode_bytes(self, ids):
         return b"".join(self.bytes.get(int(i), b"") for i in ids)           # unknown ids: nothing
-
-    def decode(self, ids):
-        """ids -> text; bytes that are no utf-8 become U+FFFD"""
-        return self.decode_bytes(ids).decode("utf-8", "replace")

@@ -32,15 +32,15 @@ class Scripted:
     """A model of bytes that knows one document by heart, and finds its tokens a little likelier
     than others. `calls`: how often it was asked."""
     likelier = 0.5
+    documents = checkpoint.Loaded.documents
 
-    def __init__(self, text, insertion="instant", block_size=64, step=1):
+    def __init__(self, text, insertion="instant", block_size=64, dataset="sums"):
         self.tokenizer = tokenizer_from("bytes")
         self.ids = torch.tensor(list(text.encode()))
-        self.code, self.calls, self.step = Code(256), 0, step
+        self.code, self.calls = Code(256), 0
         self.fixed = insertion == "instant"
         self.config = SimpleNamespace(insertion=insertion, block_size=block_size, causal=False)
-        self.args = {"unmasking": "linear"}
-        self.net = SimpleNamespace(never=())
+        self.args = {"unmasking": "linear", "dataset": dataset}         # "": LLaDA as it came
 
     def predict(self, y, n, t, at, given=None):
         """Slot i is the document's token i. With insertion, what is missing is missing before the
@@ -71,7 +71,7 @@ QUESTION = {"task_id": "q", "question": "1+1?", "answer": "#### 2"}
 def test_an_answer_on_a_fixed_canvas_ends_with_the_end_token(sampler):
     loaded = Sure("1+1?\n2 it is" + "\0" * 40)                   # 0 is the end of a text of bytes
     args = arguments("gsm8k", f"--sampler={sampler}", "--length=20", "--steps=16")
-    assert benchmark.Asker(loaded, "gsm8k", args).ask([QUESTION]) == ["2 it is"]
+    assert benchmark.Asker(loaded, "gsm8k", args).ask([QUESTION]) == {"q": "2 it is"}
 
 
 @pytest.mark.parametrize("insertion", ["instant", "linear"])
@@ -95,10 +95,10 @@ def test_the_baseline_is_asked_as_its_authors_ask_it():
     """Temperature 0 and a step a token, unless flags say otherwise: a document whose tokens are
     only slightly likelier than others comes out whole."""
     text = "Question: 1+1?\nAnswer: it is 2\n\nQuestion: and 2+2?"
-    loaded = Scripted(text + "\0" * 100, block_size=128, step=0)
+    loaded = Scripted(text + "\0" * 100, block_size=128, dataset="")
     args = arguments("gsm8k", "--sampler=llada", "--length=40")
     assert (args.steps, args.temperature, args.block) == (40, 0, 40)
-    assert benchmark.Asker(loaded, "gsm8k", args).ask([QUESTION]) == [" it is 2\n\n"]
+    assert benchmark.Asker(loaded, "gsm8k", args).ask([QUESTION]) == {"q": " it is 2\n\n"}
     assert loaded.calls == 40
 
     args = arguments("gsm8k", "--sampler=llada", "--steps=10", "--temperature=0.5", "--block=4")
@@ -111,7 +111,7 @@ def test_the_baseline_is_asked_as_its_authors_ask_it():
 def test_the_temperature_reaches_the_sampler(flag, value):
     loaded = Scripted("1+1?\n" + "2" * 30, block_size=35)
     args = arguments("gsm8k", flag, "--length=30", "--steps=4")
-    answer = benchmark.Asker(loaded, "gsm8k", args).ask([QUESTION])[0]
+    answer = benchmark.Asker(loaded, "gsm8k", args).ask([QUESTION])["q"]
     assert (answer == "2" * 30) == (value == 0)
 
 
@@ -133,8 +133,20 @@ def test_a_problem_that_is_too_long_has_no_answer_and_the_others_have_one():
         fits = {"task_id": "fits", "question": "1" * longest}
         long = {"task_id": "long", "question": "1" * (longest + 1)}
         right = "1" * (63 - longest)
-        assert ask([long, fits, {**long, "task_id": "longer"}]) == [None, right, None]
-        assert ask([long]) == [None]
+        assert ask([long, fits, {**long, "task_id": "longer"}]) == {"fits": right}
+        assert ask([long]) == {}
+
+
+def test_a_canvas_is_filled_up_as_in_training():
+    """After the hole stand end tokens where a model was trained here, also a LLaDA with adapters,
+    and nothing in LLaDA as it came."""
+    for dataset, size in (("sums", 64), ("", 20)):
+        loaded, seen = Sure("1+1?\n2 it is" + "\0" * 60, dataset=dataset), []
+        loaded.predict = lambda y, n, t, at, given=None: (
+            seen.append(n[0].item()) or Sure.predict(loaded, y, n, t, at))
+        args = arguments("gsm8k", "--length=15", "--steps=4")
+        assert benchmark.Asker(loaded, "gsm8k", args).ask([QUESTION]) == {"q": "2 it is"}
+        assert set(seen) == {size}
 
 
 # -----------------------------------------------------------------------------
@@ -188,7 +200,7 @@ def llada(tmp_path):
 
 
 def spoken(loaded, ids):
-    return loaded.tokenizer.encoding.decode(ids)
+    return loaded.tokenizer.encoding.decode_bytes(ids).decode()
 
 
 def given(loaded, name, problem, *flags):
@@ -211,7 +223,7 @@ def test_what_a_model_is_asked(llada, tmp_path):
         "Question: 0+0?\nAnswer: so\n#### 0\n\n"
         "Question: 1+1?\nAnswer: so\n#### 2\n\n"
         "Question: 1+1?\nAnswer:")
-    loaded.step = 100                                           # trained here, on our own format
+    loaded.args["dataset"] = "sums"                             # trained here, on our own format
     assert given(loaded, "gsm8k", QUESTION, "--sampler=llada") == ("1+1?\n", "")
 
 
@@ -228,8 +240,7 @@ def test_the_chat_template(llada):
     answer = list(loaded.tokenizer.encode("2 it is")) + [special["<|eot_id|>"]] + [65] * 5
     assert asker.text(answer) == "2 it is"
     with pytest.raises(Fail, match="--chat is for"):
-        asker = benchmark.Asker(Sure("x"), "gsm8k", arguments("gsm8k", "--chat"))
-        asker.given(QUESTION)
+        benchmark.Asker(Sure("x"), "gsm8k", arguments("gsm8k", "--chat"))
 
 
 def test_models_that_do_not_fit_the_flags():

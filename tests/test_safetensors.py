@@ -145,15 +145,10 @@ def test_shards(tmp_path):
     assert set(back) == set(tensors) and all(torch.equal(back[k], tensors[k]) for k in tensors)
 
     index = tmp_path / "s" / "model.safetensors.index.json"
-    for bad, says in [({**where, "d": "model-2.safetensors"}, "do not agree on 'd'"),
-                      ({k: where[k] for k in "ab"}, "do not agree on 'c'"),
-                      ({**where, "c": "model-3.safetensors"}, "there is no file"),
-                      ({**where, "c": "/etc/passwd"}, "there is no file"),
-                      ({**where, "c": ".."}, "there is no file"),
-                      ({**where, "c": 7}, "no weight_map"), ([], "no weight_map")]:
-        index.write_text(json.dumps({"weight_map": bad}))
-        with pytest.raises(Fail, match=re.escape(says)):
+    for bad in ("model-3.safetensors", "/etc/passwd", ".."):
+        index.write_text(json.dumps({"weight_map": {**where, "c": bad}}))
+        with pytest.raises(Fail, match="there is no file"):
             safetensors.read_folder(tmp_path / "s")
     index.write_text("{")
-    with pytest.raises(Fail, match="not JSON"):
+    with pytest.raises(Fail, match="cannot read .*index.json"):
         safetensors.read_folder(tmp_path / "s")

@@ -176,8 +176,10 @@ def test_memory_is_limited(code):
 def test_floods_do_not_reach_the_parent():
     flood = ("import os\nwhile True:\n  for i in range(3, 9):\n"
              "    try: os.write(i, b'z' * 4096)\n    except OSError: pass")
-    flooded = sandbox.run([flood], seconds=20)
-    assert flooded.status == "failed" and len(flooded.error) <= 300
+    flooded = sandbox.run([flood], seconds=2)
+    assert flooded.status == "timed out" and len(flooded.error) <= 300
+    short = sandbox.run([flood.replace("while True", "for _ in range(4)")], seconds=20)
+    assert short.status == "failed" and len(short.error) <= 300
     assert len(sandbox.run(["raise ValueError('x' * 10 ** 8)"]).error) <= 300
 
 
@@ -225,6 +227,14 @@ def test_a_killed_parent_leaves_nothing_behind(own):
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert own()
+
+
+def test_a_process_that_is_left_over_is_not_waited_for():
+    """Without namespaces it outlives the program, and holds the pipe of the verdict."""
+    started = time.monotonic()
+    code = LEFT_OVER.replace("sleep(100)", "sleep(6)") + "os._exit(0)"
+    assert sandbox.run([code], seconds=5, unsafe=True).status == "failed"
+    assert time.monotonic() - started < 5
 
 
 # -----------------------------------------------------------------------------
