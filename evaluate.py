@@ -41,7 +41,6 @@ import sys
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -103,16 +102,9 @@ class Args:
 # -----------------------------------------------------------------------------
 # what is judged
 
-class Judged(NamedTuple):
-    """A data set, cut into rows for one model"""
-    name: str
-    documents: Any                  # data.Documents that it was not trained on
-    train: Any = None               # data.Documents
-    words_per_byte: float = 0.0     # of a whole file, before marks are undone; 0: count them
-
-
 def open_data(loaded, args):
-    """What the model was trained on, or --dataset, cut into rows as in its training"""
+    """What the model was trained on, or --dataset, cut into rows as in its training: a data.Dataset
+    (of a whole file: without `train`, and with the words per byte that it had with its marks)"""
     own, block_size = SimpleNamespace(**loaded.args), loaded.config.block_size
     name, packing = args.dataset or own.dataset, args.packing or own.packing
     reading = dict(split=args.split or own.split, field=args.field or own.field, packing=packing)
@@ -123,11 +115,11 @@ def open_data(loaded, args):
     if args.whole:
         documents, words_per_byte = load_whole(name, loaded.tokenizer, block_size,
                                                detokenize=args.detokenize, **reading)
-        judged = Judged(name, documents, words_per_byte=words_per_byte)
+        meta = {"words_per_byte": words_per_byte}
+        dataset = data.Dataset(name, name, None, documents, loaded.tokenizer, meta)
     else:
         data_dir = args.data_dir or loaded.args.get("data_dir", "")
         dataset = data.load(name, data_dir, block_size, loaded.tokenizer, **reading)
-        judged = Judged(name, dataset.val, dataset.train)
         shape = tuple(dataset.meta.get("shape", ()))
         if shape != loaded.config.shape:
             raise Fail(f"{name} has the image shape {shape}, the model {loaded.config.shape} (() "
@@ -136,7 +128,7 @@ def open_data(loaded, args):
     if (name, packing) != (own.dataset, own.packing):
         what = f"trained on {own.dataset or 'something else'}, --packing {own.packing}"
     say(f"  judged on {name}, --packing {packing}: {what}")
-    return judged
+    return dataset
 
 
 def parts_of(things, loaded, args, what):
@@ -197,15 +189,15 @@ def sizes(documents, ids):
     return torch.tensor(table, dtype=torch.float64).unbind(1)
 
 
-def likelihood(loaded, judged, args):
+def likelihood(loaded, dataset, args):
     """-> how many documents, tokens, words and bytes were counted, and {bound: {unit: [value,
     standard error]}}"""
-    documents = judged.documents
+    documents = dataset.val
     ids = np.random.default_rng(args.seed).permutation(len(documents))
     if not args.whole or "documents" in args.named:
         ids = ids[:args.documents]
     tokens, words, octets = sizes(documents, ids)
-    words_per_byte = judged.words_per_byte or words.sum() / octets.sum()
+    words_per_byte = dataset.meta.get("words_per_byte", words.sum() / octets.sum())
     counts = {"documents": len(ids), "tokens": int(tokens.sum()),
               "words": round(float(words_per_byte * octets.sum())), "bytes": int(octets.sum())}
     table = {}
@@ -221,8 +213,8 @@ def likelihood(loaded, judged, args):
     return counts, table
 
 
-def print_likelihood(loaded, judged, args):
-    counts, table = likelihood(loaded, judged, args)
+def print_likelihood(loaded, dataset, args):
+    counts, table = likelihood(loaded, dataset, args)
     names = {"exact": "exact", "loose": "loose", "tight": "tight", "paper": "paper (no bound)"}
     if loaded.config.shape:
         names["loose"] = "valid bound"
@@ -283,11 +275,12 @@ def draw_all(path, loaded, args):
                             sampler=how, steps=steps, calls=calls, seconds=time.time() - began)
 
 
-def judge_texts(path, loaded, judged, judge, args):
+def judge_texts(path, loaded, dataset, judge, args):
     """Draw, judge and print. -> rows of the csv"""
-    decode, val, known, rows = loaded.tokenizer.decode, first_of(judged.documents, MOST), None, []
-    if judged.train is not None and len(judged.train) < 1e6:
-        known = {decode(ids) for ids in first_of(judged.train, len(judged.train))}
+    decode, block_size = loaded.tokenizer.decode, loaded.config.block_size
+    val, known, rows = first_of(dataset.val, MOST), None, []
+    if dataset.train is not None and len(dataset.train) < 1e6:
+        known = {decode(ids) for ids in first_of(dataset.train, len(dataset.train))}
     mean_length = np.mean([len(ids) for ids in val])
     say(f"  {args.num_samples} samples; validation documents have entropy {entropy(val):.2f} bits, "
         f"mean length {mean_length:.1f}")
@@ -300,7 +293,7 @@ def judge_texts(path, loaded, judged, judge, args):
         "entropy   copied   seconds")
     for samples, row in draw_all(path, loaded, args):
         texts = [decode(ids) for ids in samples]
-        row |= quality(samples, texts, val, loaded.config.block_size, VALID.get(judged.name), known)
+        row |= quality(samples, texts, val, block_size, VALID.get(dataset.name), known)
         say(f"  {row['sampler']:<8}{row['steps']:>8}{row['calls']:>8.1f}   "
             f"{100 * row['valid']:4.1f}% +- {100 * row['valid_error']:<4.1f}"
             f"{row['length_tv']:>11.3f}{row['mean_length']:>14.1f}{row['distinct_2']:>13.3f}"
@@ -327,32 +320,25 @@ def remove_spans(documents, count, seed):
     return cuts
 
 
-def restore(loaded, cuts, args):
-    """Fill in the removed spans: lists of ids. A fixed canvas is told how long they were."""
-    starts = []
-    for before, span, after in cuts:
-        hole = len(span) if loaded.fixed else None
-        starts.append(start_from([before, after], [hole], loaded.code, loaded.config.block_size,
-                                 loaded.fixed, loaded.tokenizer.eot))
-    x, n = loaded.documents(len(cuts), stack(starts, loaded.code), args.span_steps,
-                            order=args.order, temperature=args.temperature,
-                            sampler=args.sampler.split(",")[0])
-    filled = []
-    for row, length, (before, span, after) in zip(x.tolist(), n.tolist(), cuts):
-        end = len(before) + len(span) if loaded.fixed else length - len(after)
-        filled.append(row[len(before):end])
-    return filled
-
-
 def judge_spans(loaded, documents, args):
-    """Print, and return, the share that is restored exactly and its standard error"""
+    """Print, and return, the share that is restored exactly and its standard error. A fixed canvas
+    is told how long the spans were."""
     if loaded.config.causal:
         raise Fail("an autoregressive model cannot fill spans: leave out --spans")
     torch.manual_seed(args.seed)
-    cuts, filled = remove_spans(documents, args.spans, args.seed), []
+    cuts, right = remove_spans(documents, args.spans, args.seed), []
     for part in parts_of(cuts, loaded, args, "spans"):
-        filled += restore(loaded, part, args)
-    p, error = share([ids == span for ids, (_, span, _) in zip(filled, cuts)])
+        starts = [start_from([before, after], [len(span)], loaded.code, loaded.config.block_size,
+                             loaded.fixed, loaded.tokenizer.eot) for before, span, after in part]
+        x, n = loaded.documents(len(part), stack(starts, loaded.code), args.span_steps,
+                                order=args.order, temperature=args.temperature,
+                                sampler=args.sampler.split(",")[0])
+        for row, length, (before, span, after) in zip(x.tolist(), n.tolist(), part):
+            document = before + span + after
+            if loaded.fixed:                                                # end tokens follow
+                length = len(document)
+            right.append(row[:length] == document)
+    p, error = share(right)
     say(f"  spans restored exactly: {100 * p:.1f}% +- {100 * error:.1f} of {len(cuts)}")
     return p, error
 
@@ -365,26 +351,16 @@ def judge_model(path, judge, args, device):
     loaded = checkpoint.load(path, device)
     say(f"{path}: {loaded.args['method']}, ell {loaded.code.ell}, "
         f"{loaded.net.count()[0] / 1e6:.2f}M parameters, step {loaded.step}")
-    judged = open_data(loaded, args)
+    dataset = open_data(loaded, args)
     if args.documents:
-        print_likelihood(loaded, judged, args)
+        print_likelihood(loaded, dataset, args)
     if args.spans:
-        judge_spans(loaded, judged.documents, args)
+        judge_spans(loaded, dataset.val, args)
     if args.num_samples and loaded.config.shape:
-        return frechet.judge(loaded, judged, args, draw_all(path, loaded, args))
+        return frechet.judge(loaded, dataset, args, draw_all(path, loaded, args))
     if args.num_samples or judge:
-        return judge_texts(path, loaded, judged, judge, args)
+        return judge_texts(path, loaded, dataset, judge, args)
     return []
-
-
-def check(args):
-    whole_numbers(args.steps, "steps")
-    if not set(args.sampler.split(",")) <= set(SAMPLERS):
-        raise Fail(f"--sampler {args.sampler}: it is parallel, exact, or parallel,exact")
-    if args.generations and not args.judge:
-        raise Fail("--generations are judged by a language model: name one with --judge")
-    if args.png and not args.num_samples:
-        raise Fail("--png draws samples: leave out --num_samples 0")
 
 
 def short(value):
@@ -396,7 +372,13 @@ def run(argv=None):
     if argv and argv[0] in ("gsm8k", "infill"):
         return benchmark.run(argv)
     args = parse(Args, __doc__, argv)
-    check(args)
+    whole_numbers(args.steps, "steps")
+    if not set(args.sampler.split(",")) <= set(SAMPLERS):
+        raise Fail(f"--sampler {args.sampler}: it is parallel, exact, or parallel,exact")
+    if args.generations and not args.judge:
+        raise Fail("--generations are judged by a language model: name one with --judge")
+    if args.png and not args.num_samples:
+        raise Fail("--png draws samples: leave out --num_samples 0")
     device, judge, rows = pick_device(args.device), None, []
     if args.judge:
         judge = Judge(args.judge, device)

@@ -79,16 +79,16 @@ def first_of(documents, most, shape):
     return images.reshape(-1, *shape)
 
 
-def judge(loaded, judged, args, drawn):
+def judge(loaded, dataset, args, drawn):
     """Print how far samples are from the training images. drawn: (samples, the first columns of a
     row) for each sampler and number of steps. -> rows of evaluate.py's csv"""
     shape, rows = loaded.config.shape, []
-    real = first_of(judged.train, MOST, shape)
+    real = first_of(dataset.train, MOST, shape)
     if args.inception:
         features = Inception(args.inception, loaded.net.head.weight.device)
     else:
         features = Pixels(real)
-    of_real, of_val = features(real), features(first_of(judged.documents, args.num_samples, shape))
+    of_real, of_val = features(real), features(first_of(dataset.val, args.num_samples, shape))
     say(f"  Frechet distance to {len(real):,} training images, in {features.name}; that of "
         f"{len(of_val):,} validation images is {distance(of_val, of_real):.4g}")
     for samples, row in drawn:
