@@ -55,13 +55,13 @@ ON_CUDA = dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, documents=64,
 class Args:
     only: str = flag("", "parts, separated by commas: head, train, cost, sample, host; empty: all")
     csv: str = flag("", "also write the table here (on CUDA: bench.csv)")
-    V: int = flag(50257, "tokens", low=2)
+    V: int = flag(50257, "tokens; at least 9, which have 4 digits", low=9)
     n_layer: int = flag(4, "blocks (this and what follows is for a CPU: CUDA has larger defaults)")
     n_head: int = flag(4, "heads")
     n_embd: int = flag(256, "width")
     block_size: int = flag(256, "the most tokens of a document; lengths are scaled to it", low=2)
     documents: int = flag(4, "documents in a training step")
-    slots: int = flag(256, "slots of the head")
+    slots: int = flag(128, "slots of the head")
     canvas: int = flag(64, "tokens of a sampled document", low=2)
     batch: int = flag(4, "documents that are sampled together")
     steps: str = flag("16", "sampling steps, numbers separated by commas")
@@ -90,9 +90,9 @@ def matmul_rate(device):
     return rate
 
 
-def peak_memory(run):
+def peak_memory(run, device):
     """GB at the peak of a run, above what was held before; nan on a CPU"""
-    if not torch.cuda.is_available():
+    if not device.startswith("cuda"):
         run()
         return math.nan
     before = torch.cuda.memory_allocated()
@@ -102,6 +102,7 @@ def peak_memory(run):
 
 
 def flops_of(run):
+    """FLOPs of the matrix products in a run; those of attention are not counted"""
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         run()
     counts = counter.get_flop_counts()["Global"]
@@ -118,10 +119,10 @@ class Calls(TorchDispatchMode):
 
 
 def compare(args, case, tokens, run, ways):
-    """Time run(way) for each of the ways, {path: way}. tokens: what a run makes.
+    """Time run(way) for each of the ways, {path: way}, in turns; a run makes so many tokens.
     -> rows of the table"""
     runs = {path: functools.partial(run, way) for path, way in ways.items()}
-    memory = {path: peak_memory(runs[path]) for path in runs}                   # this warms up, too
+    memory = {path: peak_memory(runs[path], args.device) for path in runs}      # this warms up, too
     times = {path: [] for path in runs}
     for _ in range(args.repeats):
         for path in runs:
@@ -207,7 +208,8 @@ class Texts:
 
 
 def owt_lengths(B, block_size):
-    return [LENGTHS[int(10 * (i + 0.5) / B)] * block_size // 1024 for i in range(B)]
+    deciles = [LENGTHS[int(10 * (i + 0.5) / B)] for i in range(B)]
+    return [max(1, length * block_size // 1024) for length in deciles]
 
 
 def step(net, batch, flags, predict):
@@ -243,7 +245,7 @@ def bench_cost(args):
     sizes = [(4 * B, L // 4), (2 * B, L // 2), (B, L), (B // 2, 2 * L), (B // 4, 4 * L),
              (B // 8, L), (B // 4, L), (B // 2, L)]         # first as many tokens, then fewer
     for number, length in sizes:
-        if number:
+        if number and length:
             case, lengths = f"cost, flexmdm, {number} of {length}", [length] * number
             yield from compare_steps(args, case, "flexmdm", lengths, with_dense=False)
 
