@@ -45,7 +45,8 @@ from muon import optimizers_for
 COLUMNS = ("case", "path", "ms", "tokens_per_s", "memory_gb", "mfu", "ratio", "calls")
 LENGTHS = [324, 478, 540, 582, 628, 681, 743, 822, 921, 1024]   # deciles of OpenWebText's documents
 WIDTH = 768                                                     # of the head's states
-HEADS = [("plain", 1, True), ("prime 4, joint", 4, True), ("prime 4, marginal", 4, False)]
+HEADS = [      # path, digits a token, the joint loss of its digits?
+    ("plain", 1, True), ("prime 4, joint", 4, True), ("prime 4, marginal", 4, False)]
 BF16 = torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available())   # on CUDA only
 ON_CUDA = dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, documents=64, slots=8192,
                canvas=1024, batch=16, steps="64,256,1024", csv="bench.csv")     # other defaults
@@ -254,8 +255,8 @@ def bench_cost(args):
 # sampling
 
 def sample(code, B, L, steps, insertion, order, predict):
-    """Draw B documents. The gap head is replaced by one that grows them to L tokens: an untrained
-    one does not."""
+    """Draw B documents. In place of the gap head, which is not trained and inserts too little,
+    stands one that grows documents to L tokens."""
     def grown(y, n, t, at, given=None):
         logits, log_g = predict(y, n, t, at)
         if log_g is not None:
