@@ -41,7 +41,6 @@ import sys
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,7 +58,7 @@ from data.whole import DETOKENIZERS, load as load_whole
 from data.writing import plain
 from figures import steps as figure
 from model import pick_device
-from quality import VALID, Judge, at_a_time, batches, entropy, quality, ratio
+from quality import VALID, Judge, batches, entropy, exponential, quality, ratio, share
 from retrofit import benchmark
 from sampler import ORDERS, SAMPLERS, stack, start_from
 
@@ -103,31 +102,24 @@ class Args:
 # -----------------------------------------------------------------------------
 # what is judged
 
-class Judged(NamedTuple):
-    """A data set, cut into rows for one model"""
-    name: str
-    documents: Any                  # data.Documents that it was not trained on
-    train: Any = None               # data.Documents
-    words_per_byte: float = 0.0     # of a whole file, before marks are undone; 0: count them
-
-
 def open_data(loaded, args):
-    """What the model was trained on, or --dataset, cut into rows as in its training"""
+    """What the model was trained on, or --dataset, cut into rows as in its training: a data.Dataset
+    (of a whole file: without `train`, and with the words per byte that it had with its marks)"""
     own, block_size = SimpleNamespace(**loaded.args), loaded.config.block_size
     name, packing = args.dataset or own.dataset, args.packing or own.packing
+    reading = dict(split=args.split or own.split, field=args.field or own.field, packing=packing)
     if not name:
         raise Fail("a pretrained model does not say what to judge it on: name a --dataset")
-    reading = dict(split=args.split or own.split, field=args.field or own.field, packing=packing)
+    if args.detokenize and not args.whole:
+        raise Fail("--detokenize is for the file of a benchmark: add --whole")
     if args.whole:
         documents, words_per_byte = load_whole(name, loaded.tokenizer, block_size,
                                                detokenize=args.detokenize, **reading)
-        judged = Judged(name, documents, words_per_byte=words_per_byte)
-    elif args.detokenize:
-        raise Fail("--detokenize is for the file of a benchmark: add --whole")
+        meta = {"words_per_byte": words_per_byte}
+        dataset = data.Dataset(name, name, None, documents, loaded.tokenizer, meta)
     else:
         data_dir = args.data_dir or loaded.args.get("data_dir", "")
         dataset = data.load(name, data_dir, block_size, loaded.tokenizer, **reading)
-        judged = Judged(name, dataset.val, dataset.train)
         shape = tuple(dataset.meta.get("shape", ()))
         if shape != loaded.config.shape:
             raise Fail(f"{name} has the image shape {shape}, the model {loaded.config.shape} (() "
@@ -136,7 +128,12 @@ def open_data(loaded, args):
     if (name, packing) != (own.dataset, own.packing):
         what = f"trained on {own.dataset or 'something else'}, --packing {own.packing}"
     say(f"  judged on {name}, --packing {packing}: {what}")
-    return judged
+    return dataset
+
+
+def parts_of(things, loaded, args, what):
+    """Batches, small enough for this model"""
+    return batches(things, args.batch_size, loaded.code.V * loaded.config.block_size, what)
 
 
 # -----------------------------------------------------------------------------
@@ -192,108 +189,98 @@ def sizes(documents, ids):
     return torch.tensor(table, dtype=torch.float64).unbind(1)
 
 
-def likelihood(loaded, judged, args):
-    """-> how many documents, tokens, words and bytes were counted, and {bound: {unit: (value,
-    standard error)}}"""
-    documents = judged.documents
+def likelihood(loaded, dataset, args):
+    """-> how many documents, tokens, words and bytes were counted, and {bound: {unit: [value,
+    standard error]}}"""
+    documents = dataset.val
     ids = np.random.default_rng(args.seed).permutation(len(documents))
     if not args.whole or "documents" in args.named:
         ids = ids[:args.documents]
     tokens, words, octets = sizes(documents, ids)
-    words_per_byte = judged.words_per_byte or words.sum() / octets.sum()
+    words_per_byte = dataset.meta.get("words_per_byte", words.sum() / octets.sum())
     counts = {"documents": len(ids), "tokens": int(tokens.sum()),
               "words": round(float(words_per_byte * octets.sum())), "bytes": int(octets.sum())}
-    table, size = {}, at_a_time(args.batch_size, loaded.code, loaded.config.block_size)
+    table = {}
     for bound in bounds_of(loaded):
         torch.manual_seed(args.seed)
         nll = torch.cat([document_nll(loaded, documents, part, bound, args.repeats)
-                         for part in batches(ids, size, f"{bound}, documents")])
-        token, byte = torch.stack(ratio(nll, tokens)), torch.stack(ratio(nll, octets))
-        word = byte / words_per_byte
+                         for part in parts_of(ids, loaded, args, f"{bound}, documents")])
+        token, byte = ratio(nll, tokens), ratio(nll, octets)
         row = {"document": ratio(nll, torch.ones_like(nll)), "token": token,
                "bits_per_byte": byte / math.log(2), "perplexity": exponential(token),
-               "word_perplexity": exponential(word)}
-        table[bound] = {unit: (float(value), float(error)) for unit, (value, error) in row.items()}
+               "word_perplexity": exponential(byte / words_per_byte)}
+        table[bound] = {unit: estimate.tolist() for unit, estimate in row.items()}
     return counts, table
 
 
-def exponential(estimate):
-    """exp of a value with a standard error"""
-    value, error = estimate
-    return value.exp(), value.exp() * error
-
-
-BOUNDS_OF_IMAGES = {"exact": "exact", "loose": "valid bound", "paper": "paper (no bound)"}
-
-
-def print_likelihood(loaded, judged, args):
-    counts, table = likelihood(loaded, judged, args)
+def print_likelihood(loaded, dataset, args):
+    counts, table = likelihood(loaded, dataset, args)
+    names = {"exact": "exact", "loose": "loose", "tight": "tight", "paper": "paper (no bound)"}
     if loaded.config.shape:
+        names["loose"] = "valid bound"
         for bound, row in table.items():
-            name = BOUNDS_OF_IMAGES[bound]
-            value, error = (x / math.log(2) for x in row["token"])
-            say(f"  {name:<16} {value:.4f} +- {error:.4f} bits per dimension")
+            value, error = (nats / math.log(2) for nats in row["token"])
+            say(f"  {names[bound]:<16} {value:.4f} +- {error:.4f} bits per dimension")
         return
     say("  counted: " + ", ".join(f"{number:,} {what}" for what, number in counts.items()))
     titles = "nats/document", "nats/token", "bits/byte", "perplexity/token", "perplexity/word"
     say(" " * 18 + "".join(f"{title:>24}" for title in titles))
     for bound, row in table.items():
-        name = "paper (no bound)" if bound == "paper" else bound
         cells = [f"{value:.4g} +- {error:.2g}" for value, error in row.values()]
-        say(f"  {name:<16}" + "".join(f"{cell:>24}" for cell in cells))
+        say(f"  {names[bound]:<16}" + "".join(f"{cell:>24}" for cell in cells))
 
 
 # -----------------------------------------------------------------------------
 # samples
 
-class Counted:
-    """predict, and for how many documents it was asked"""
-
-    def __init__(self, predict):
-        self.predict, self.documents = predict, 0
-
-    def __call__(self, y, *rest, **named):
-        self.documents += len(y)
-        return self.predict(y, *rest, **named)
+def until_end(ids, eot):
+    """A fixed canvas ends a document with an end token"""
+    return ids[:ids.index(eot)] if eot in ids else ids
 
 
-def until_end(x, n, eot):
-    """ids (B, L), lengths (B,) -> lists of ids; a fixed canvas ends a document with an end token"""
-    rows = []
-    for row, length in zip(x.tolist(), n.tolist()):
-        row = row[:length]
-        rows.append(row[:row.index(eot)] if eot in row else row)
-    return rows
+def first_of(documents, most):
+    """Up to `most` documents, as samples are read: lists of ids"""
+    count = min(most, len(documents))
+    return [until_end(documents.document(i), documents.tokenizer.eot) for i in range(count)]
 
 
 def draw(loaded, how, steps, args):
     """-> samples, lists of ids; and network calls per sample"""
     torch.manual_seed(args.seed)
-    loaded.predict = counted = Counted(loaded.predict)
-    size = at_a_time(args.batch_size, loaded.code, loaded.config.block_size)
-    samples = []
-    for part in batches(range(args.num_samples), size, f"{steps} steps, samples"):
+    predict, asked, samples = loaded.predict, [], []
+
+    def counted(y, *rest, **named):
+        asked.append(len(y))
+        return predict(y, *rest, **named)
+
+    loaded.predict = counted
+    for part in parts_of(range(args.num_samples), loaded, args, f"{steps} steps, samples"):
         x, n = loaded.documents(len(part), None, steps, sampler=how, order=args.order,
                                 temperature=args.temperature)
-        samples += until_end(x, n, loaded.tokenizer.eot)
-    loaded.predict = counted.predict
-    return samples, counted.documents / len(samples)
+        samples += [until_end(row[:length], loaded.tokenizer.eot)
+                    for row, length in zip(x.tolist(), n.tolist())]
+    loaded.predict = predict
+    return samples, sum(asked) / len(samples)
 
 
-def first_of(documents, most):
-    """Up to `most` documents, as samples are read"""
-    rows, count = [], min(most, len(documents))
-    for first in range(0, count, 1000):
-        x, n, _ = documents.batch(range(first, min(first + 1000, count)))
-        rows += until_end(x, n, documents.tokenizer.eot)
-    return rows
+def draw_all(path, loaded, args):
+    """For each sampler and number of steps: samples, and the first columns of their row"""
+    settings = itertools.product(args.sampler.split(","), whole_numbers(args.steps, "steps"))
+    if loaded.config.causal:
+        settings = [("parallel", loaded.config.block_size)]                 # a call for each token
+    for how, steps in settings:
+        began = time.time()
+        samples, calls = draw(loaded, how, steps, args)
+        yield samples, dict(run=path, method=loaded.args["method"], ell=loaded.code.ell,
+                            sampler=how, steps=steps, calls=calls, seconds=time.time() - began)
 
 
-def judge_samples(path, loaded, judged, judge, args):
+def judge_texts(path, loaded, dataset, judge, args):
     """Draw, judge and print. -> rows of the csv"""
-    decode, val, known = loaded.tokenizer.decode, first_of(judged.documents, MOST), None
-    if judged.train is not None and len(judged.train) < 1e6:
-        known = set(map(decode, first_of(judged.train, len(judged.train))))
+    decode, block_size = loaded.tokenizer.decode, loaded.config.block_size
+    val, known, rows = first_of(dataset.val, MOST), None, []
+    if dataset.train is not None and len(dataset.train) < 1e6:
+        known = {decode(ids) for ids in first_of(dataset.train, len(dataset.train))}
     mean_length = np.mean([len(ids) for ids in val])
     say(f"  {args.num_samples} samples; validation documents have entropy {entropy(val):.2f} bits, "
         f"mean length {mean_length:.1f}")
@@ -302,26 +289,18 @@ def judge_samples(path, loaded, judged, judge, args):
         judge.report("validation documents", texts, args.batch_size)
     if not args.num_samples:
         return []
-    samplers, steps = args.sampler.split(","), whole_numbers(args.steps, "steps")
-    if loaded.config.causal:
-        samplers, steps = ["parallel"], [loaded.config.block_size]          # a call for each token
     say("  sampler    steps   calls   valid          length TV   mean length   distinct-2   "
         "entropy   copied   seconds")
-    rows = []
-    for how, k in itertools.product(samplers, steps):
-        began = time.time()
-        samples, calls = draw(loaded, how, k, args)
+    for samples, row in draw_all(path, loaded, args):
         texts = [decode(ids) for ids in samples]
-        row = dict(run=path, method=loaded.args["method"], ell=loaded.code.ell, sampler=how,
-                   steps=k, calls=calls, seconds=time.time() - began)
-        row |= quality(samples, texts, val, loaded.config.block_size, VALID.get(judged.name), known)
-        say(f"  {how:<8}{k:>8}{calls:>8.1f}   {100 * row['valid']:4.1f}% +- "
-            f"{100 * row['valid_error']:<4.1f}{row['length_tv']:>11.3f}{row['mean_length']:>14.1f}"
-            f"{row['distinct_2']:>13.3f}{row['entropy']:>10.2f}{100 * row['copied']:>8.1f}%"
-            f"{row['seconds']:>10.1f}")
+        row |= quality(samples, texts, val, block_size, VALID.get(dataset.name), known)
+        say(f"  {row['sampler']:<8}{row['steps']:>8}{row['calls']:>8.1f}   "
+            f"{100 * row['valid']:4.1f}% +- {100 * row['valid_error']:<4.1f}"
+            f"{row['length_tv']:>11.3f}{row['mean_length']:>14.1f}{row['distinct_2']:>13.3f}"
+            f"{row['entropy']:>10.2f}{100 * row['copied']:>8.1f}%{row['seconds']:>10.1f}")
         if judge:
-            perplexity, error = judge.report("samples", texts, args.batch_size)
-            row |= {"perplexity": perplexity, "perplexity_error": error}
+            report = judge.report("samples", texts, args.batch_size)
+            row["perplexity"], row["perplexity_error"] = report
         rows.append(row)
     return rows
 
@@ -341,34 +320,26 @@ def remove_spans(documents, count, seed):
     return cuts
 
 
-def restore(loaded, cuts, args):
-    """Fill in the removed spans: lists of ids. A fixed canvas is told how long they were."""
-    starts, filled = [], []
-    for before, span, after in cuts:
-        hole = len(span) if loaded.fixed else None
-        starts.append(start_from([before, after], [hole], loaded.code, loaded.config.block_size,
-                                 loaded.fixed, loaded.tokenizer.eot))
-    x, n = loaded.documents(len(cuts), stack(starts, loaded.code), args.span_steps,
-                            order=args.order, temperature=args.temperature,
-                            sampler=args.sampler.split(",")[0])
-    for row, length, (before, span, after) in zip(x.tolist(), n.tolist(), cuts):
-        end = len(before) + len(span) if loaded.fixed else length - len(after)
-        filled.append(row[len(before):end])
-    return filled
-
-
 def judge_spans(loaded, documents, args):
-    """Print, and return, the share that is restored exactly and its standard error"""
+    """Print, and return, the share that is restored exactly and its standard error. A fixed canvas
+    is told how long the spans were."""
     if loaded.config.causal:
         raise Fail("an autoregressive model cannot fill spans: leave out --spans")
     torch.manual_seed(args.seed)
-    right, cuts = [], remove_spans(documents, args.spans, args.seed)
-    size = at_a_time(args.batch_size, loaded.code, loaded.config.block_size)
-    for part in batches(cuts, size, "spans"):
-        right += [got == span for got, (_, span, _) in zip(restore(loaded, part, args), part)]
-    p = float(np.mean(right))
-    error = math.sqrt(p * (1 - p) / len(right))
-    say(f"  spans restored exactly: {100 * p:.1f}% +- {100 * error:.1f} of {len(right)}")
+    cuts, right = remove_spans(documents, args.spans, args.seed), []
+    for part in parts_of(cuts, loaded, args, "spans"):
+        starts = [start_from([before, after], [len(span)], loaded.code, loaded.config.block_size,
+                             loaded.fixed, loaded.tokenizer.eot) for before, span, after in part]
+        x, n = loaded.documents(len(part), stack(starts, loaded.code), args.span_steps,
+                                order=args.order, temperature=args.temperature,
+                                sampler=args.sampler.split(",")[0])
+        for row, length, (before, span, after) in zip(x.tolist(), n.tolist(), part):
+            document = before + span + after
+            if loaded.fixed:                                                # end tokens follow
+                length = len(document)
+            right.append(row[:length] == document)
+    p, error = share(right)
+    say(f"  spans restored exactly: {100 * p:.1f}% +- {100 * error:.1f} of {len(cuts)}")
     return p, error
 
 
@@ -380,15 +351,15 @@ def judge_model(path, judge, args, device):
     loaded = checkpoint.load(path, device)
     say(f"{path}: {loaded.args['method']}, ell {loaded.code.ell}, "
         f"{loaded.net.count()[0] / 1e6:.2f}M parameters, step {loaded.step}")
-    judged = open_data(loaded, args)
+    dataset = open_data(loaded, args)
     if args.documents:
-        print_likelihood(loaded, judged, args)
+        print_likelihood(loaded, dataset, args)
     if args.spans:
-        judge_spans(loaded, judged.documents, args)
+        judge_spans(loaded, dataset.val, args)
     if args.num_samples and loaded.config.shape:
-        return frechet.judge(path, loaded, judged, args, draw)
+        return frechet.judge(loaded, dataset, args, draw_all(path, loaded, args))
     if args.num_samples or judge:
-        return judge_samples(path, loaded, judged, judge, args)
+        return judge_texts(path, loaded, dataset, judge, args)
     return []
 
 
@@ -408,13 +379,13 @@ def run(argv=None):
         raise Fail("--generations are judged by a language model: name one with --judge")
     if args.png and not args.num_samples:
         raise Fail("--png draws samples: leave out --num_samples 0")
-    device = pick_device(args.device)
-    judge = Judge(args.judge, device) if args.judge else None
+    device, judge, rows = pick_device(args.device), None, []
+    if args.judge:
+        judge = Judge(args.judge, device)
     if args.generations:
         texts = [plain(text) for text in documents_of(args.generations, field=args.field or "text")]
         judge.report(f"texts of {args.generations}", texts, args.batch_size)
         return
-    rows = []
     for path in args.out_dir.split(","):
         rows += judge_model(path, judge, args, device)
     if args.csv:

@@ -6,13 +6,10 @@ arXiv 1706.08500): that between Gaussians with the sets' means m and covariances
 One worked number: N(0, 1) and N(3, 4) are (0 - 3)^2 + (1 - 2)^2 = 10 apart. It depends on the
 features, and falls with the number of images: compare only what has the same of both.
 """
-import itertools
-import time
-
 import numpy as np
 import torch
 
-from common import Fail, say, whole_numbers
+from common import Fail, say
 
 MOST = 50_000       # training images that samples are compared with
 
@@ -77,32 +74,27 @@ class Inception:
 
 def first_of(documents, most, shape):
     """Up to `most` images: (N, H, W, C) uint8"""
-    N, parts = min(most, len(documents)), []
-    for first in range(0, N, 1000):                                 # in int64 they are large
-        parts.append(documents.batch(range(first, min(first + 1000, N)))[0].byte())
-    return torch.cat(parts).view(-1, *shape).numpy()
+    count = min(most, len(documents))
+    images = np.stack([documents.read(i).astype(np.uint8) for i in range(count)])
+    return images.reshape(-1, *shape)
 
 
-def judge(path, loaded, judged, args, draw):
-    """Draw with draw(loaded, sampler, steps, args), judge, print. -> rows of evaluate.py's csv"""
-    shape = loaded.config.shape
-    real = first_of(judged.train, MOST, shape)
-    features = Pixels(real)
+def judge(loaded, dataset, args, drawn):
+    """Print how far samples are from the training images. drawn: (samples, the first columns of a
+    row) for each sampler and number of steps. -> rows of evaluate.py's csv"""
+    shape, rows = loaded.config.shape, []
+    real = first_of(dataset.train, MOST, shape)
     if args.inception:
         features = Inception(args.inception, loaded.net.head.weight.device)
-    of_real, of_val = features(real), features(first_of(judged.documents, args.num_samples, shape))
+    else:
+        features = Pixels(real)
+    of_real, of_val = features(real), features(first_of(dataset.val, args.num_samples, shape))
     say(f"  Frechet distance to {len(real):,} training images, in {features.name}; that of "
         f"{len(of_val):,} validation images is {distance(of_val, of_real):.4g}")
-    samplers, steps, rows = args.sampler.split(","), whole_numbers(args.steps, "steps"), []
-    if loaded.config.causal:
-        samplers, steps = ["parallel"], [loaded.config.block_size]          # a call for each number
-    for how, k in itertools.product(samplers, steps):
-        began = time.time()
-        samples, calls = draw(loaded, how, k, args)
+    for samples, row in drawn:
         images = np.array(samples, dtype=np.uint8).reshape(-1, *shape)
-        value, seconds = distance(features(images), of_real), time.time() - began
-        say(f"  {how}, {k} steps, {calls:.1f} calls: {value:.4g} ({seconds:.1f} s)")
-        rows.append(dict(run=path, method=loaded.args["method"], ell=loaded.code.ell, sampler=how,
-                         steps=k, calls=calls, frechet=value, features=features.name,
-                         seconds=seconds))
+        row |= {"frechet": distance(features(images), of_real), "features": features.name}
+        say(f"  {row['sampler']}, {row['steps']} steps, {row['calls']:.1f} calls: "
+            f"{row['frechet']:.4g} ({row['seconds']:.1f} s)")
+        rows.append(row)
     return rows

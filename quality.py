@@ -8,7 +8,6 @@ import ast
 import math
 import time
 import warnings
-from collections import Counter
 
 import numpy as np
 import torch
@@ -23,8 +22,10 @@ from retrofit import gpt2
 LOGITS = 2 ** 31    # no batch may ask for more of them: 8 GB in float32
 
 
-def batches(things, size, what):
-    """Slices of at most `size`, and every 20 seconds a line about how far it is"""
+def batches(things, batch_size, logits, what):
+    """Slices of at most `batch_size` things, or fewer where one asks for many logits; and every 20
+    seconds a line about how far it is"""
+    size = max(1, min(batch_size, LOGITS // logits))
     began = last = time.time()
     for first in range(0, len(things), size):
         yield things[first:first + size]
@@ -33,31 +34,35 @@ def batches(things, size, what):
             say(f"  {what}: {first + size}/{len(things)}, {last - began:.0f} s")
 
 
-def at_a_time(batch_size, code, block_size):
-    """Documents in a batch: batch_size, or as many as memory is likely to hold"""
-    return max(1, min(batch_size, LOGITS // (code.V * block_size)))
-
+# -----------------------------------------------------------------------------
+# estimates: a value and its standard error
 
 def ratio(total, size):
-    """sum(total) / sum(size) over independent documents, both (N,), and its standard error (by the
-    delta method)"""
+    """sum(total) / sum(size) over independent documents, both (N,), by the delta method: (2,)"""
     N, rate = len(total), total.sum() / size.sum()
     variance = (total - rate * size).square().sum() / (N - 1)               # nan for one document
-    return rate, (variance / N).sqrt() / size.mean()
+    return torch.stack([rate, (variance / N).sqrt() / size.mean()])
+
+
+def exponential(estimate):
+    value, error = estimate
+    return torch.stack([value.exp(), value.exp() * error])
+
+
+def share(right):
+    """Of a list of booleans"""
+    p = float(np.mean(right))
+    return p, math.sqrt(p * (1 - p) / len(right))
 
 
 # -----------------------------------------------------------------------------
 # form
 
 def balanced(text):
-    depth = 0
-    for c in text:
-        if c not in "()":
-            return False
-        depth += 1 if c == "(" else -1
-        if depth < 0:
-            return False
-    return depth == 0 and bool(text)
+    rest = text
+    while "()" in rest:
+        rest = rest.replace("()", "")
+    return bool(text) and not rest
 
 
 def parses(text):
@@ -81,9 +86,9 @@ def histogram(lengths, block_size):
 
 def entropy(documents):
     """Of the tokens of all documents (lists of ids) together, in bits"""
-    counts = np.array(list(Counter(v for ids in documents for v in ids).values()), dtype=float)
+    counts = np.unique(np.concatenate(documents), return_counts=True)[1]
     p = counts / counts.sum()
-    return float(-(p * np.log2(p)).sum())
+    return float((p * np.log2(1 / p)).sum())
 
 
 def quality(samples, texts, val, block_size, valid, known):
@@ -96,10 +101,9 @@ def quality(samples, texts, val, block_size, valid, known):
            "mean_length": float(np.mean(lengths)), "entropy": entropy(samples),
            "distinct_2": len(set(pairs)) / max(1, len(pairs)), "copied": math.nan}
     if valid:
-        p = float(np.mean([valid(text) for text in texts]))
-        row |= {"valid": p, "valid_error": math.sqrt(p * (1 - p) / len(texts))}
+        row["valid"], row["valid_error"] = share([valid(text) for text in texts])
     if known is not None:
-        row["copied"] = float(np.mean([text in known for text in texts]))
+        row["copied"], _ = share([text in known for text in texts])
     return row
 
 
@@ -129,8 +133,8 @@ class Judge:
         tokens: lists, the shortest first"""
         ids = [self.tokenizer.encode(text)[:self.block_size] for text in texts]
         ids = sorted((document for document in ids if document), key=len)   # little padding
-        nats, size = [torch.zeros(0)], at_a_time(batch_size, self.code, self.block_size)
-        for part in batches(ids, size, f"{self.name} reads"):
+        logits, nats = self.code.V * self.block_size, [torch.zeros(0)]
+        for part in batches(ids, batch_size, logits, f"{self.name} reads"):
             n = torch.tensor([len(document) for document in part])
             x = pad_sequence([torch.tensor(document) for document in part], batch_first=True)
             nats.append(rates.next_token_nll(self.predict, self.code, x, n).cpu())
@@ -144,8 +148,7 @@ class Judge:
             say(f"  {self.name}: all {what} are empty")
             return math.nan, math.nan
         lengths = torch.tensor([len(document) for document in ids]).double()
-        rate, error = ratio(nats, lengths)
-        perplexity, error = float(rate.exp()), float(rate.exp() * error)
+        perplexity, error = exponential(ratio(nats, lengths)).tolist()
         within = np.mean([entropy([document]) for document in ids])     # what papers report
         cut, empty = int((lengths == self.block_size).sum()), len(texts) - len(ids)
         say(f"  {self.name} on {len(ids)} {what}: perplexity {perplexity:.2f} +- {error:.2f}, "

@@ -21,12 +21,26 @@ def panels(rows):
             if not any(math.isnan(row.get(column, math.nan)) for row in rows)]
 
 
+def name_of(row, rows):
+    """What tells this line from the others: its method, and where that is not enough, its run"""
+    name, kind = row["method"], (row["method"], row["ell"])
+    if row["ell"] > 1:
+        name += f", ell {row['ell']:.0f}"
+    if len({r["run"] for r in rows if (r["method"], r["ell"]) == kind}) > 1:
+        name += f" ({row['run']})"
+    if row["sampler"] == "exact":
+        name += ", exact"
+    return name
+
+
 def draw(path, rows):
     """Write a .png: a line for each run and sampler. rows: dicts with the columns of evaluate.py"""
     shown, lines = panels(rows), {}
-    figure = Figure((4.5 * len(shown), 3.6), layout="tight")
+    if not shown:
+        raise Fail(f"{path} would be empty: draw texts and images apart")
     for row in rows:
         lines.setdefault((row["run"], row["sampler"]), []).append(row)
+    figure = Figure((4.5 * len(shown), 3.6), layout="tight")
     for axes, column in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown):
         for line in lines.values():
             calls, values = [row["calls"] for row in line], [row[column] for row in line]
@@ -38,27 +52,15 @@ def draw(path, rows):
         figure.savefig(f, format="png")
 
 
-def name_of(row, rows):
-    """What tells this line from the others: its method, and where that is not enough, its run"""
-    name = row["method"]
-    if row["ell"] > 1:
-        name += f", ell {row['ell']:.0f}"
-    kind = row["method"], row["ell"]
-    if len({r["run"] for r in rows if (r["method"], r["ell"]) == kind}) > 1:
-        name += f" ({row['run']})"
-    if row["sampler"] == "exact":
-        name += ", exact"
-    return name
-
-
 def read(path):
     """A csv of evaluate.py -> rows with numbers"""
-    texts = ("run", "method", "sampler", "features")
     try:
         with open(path, newline="") as f:
             rows = list(csv.DictReader(f))
-        return [{k: v if k in texts else float(v or "nan") for k, v in row.items()} for row in rows]
-    except (OSError, ValueError, UnicodeDecodeError) as e:
+        for row in rows:
+            row |= {column: float(row[column] or "nan") for column in ("ell", "calls", *PANELS)}
+        return rows
+    except (OSError, ValueError, KeyError, csv.Error) as e:
         raise Fail(f"{path} is no table of evaluate.py --csv ({e})") from None
 
 

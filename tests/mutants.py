@@ -328,10 +328,14 @@ of("evaluate.py", "tests/test_evaluate.py",
    ("table.append((len(said), len(text.split()), len(text)))",
     "table.append((len(said), len(text.split()), len(said)))"),
    ('"bits_per_byte": byte / math.log(2)', '"bits_per_byte": byte'),
-   ("rows.append(row[:row.index(eot)] if eot in row else row)", "rows.append(row)"),
-   ("int(rng.integers(1, 7))", "int(rng.integers(1, 31))"),
-   ("error = math.sqrt(p * (1 - p) / len(right))", "error = math.sqrt(p * (1 - p)) / len(right)"),
-   ("return value.exp(), value.exp() * error", "return value.exp(), error"))
+   ("return ids[:ids.index(eot)] if eot in ids else ids", "return ids"),
+   ("int(rng.integers(1, 7))", "int(rng.integers(1, 31))"))
+
+of("quality.py", "tests/test_evaluate.py",
+   ("return p, math.sqrt(p * (1 - p) / len(right))",
+    "return p, math.sqrt(p * (1 - p)) / len(right)"),
+   ("return torch.stack([value.exp(), value.exp() * error])",
+    "return torch.stack([value.exp(), error])"))
 
 of("maze.py", "tests/test_maze.py -k 'not command and not methods and not signal and not resumed'",
    ("if abs(r - s) + abs(c - d) != 1:", "if abs(r - s) + abs(c - d) > 2:"),

@@ -39,7 +39,7 @@ def lines(folder, texts, block_size=16, tokenizer="bytes"):
 
 
 def judged(documents):
-    return evaluate.Judged("x", documents)
+    return data.Dataset("x", "", None, documents, documents.tokenizer, {})
 
 
 def uniform(loaded):
@@ -195,10 +195,10 @@ def test_which_bounds_a_model_has():
 def test_a_model_is_judged_on_the_rows_it_was_trained_on_and_says_so(tmp_path, capsys):
     lines(tmp_path, TEXTS)
     loaded = model("mdm", dataset=tmp_path, packing="stream")
-    documents = evaluate.open_data(loaded, flags()).documents
+    documents = evaluate.open_data(loaded, flags()).val
     assert set(documents.lengths.tolist()) == {16} and documents.packing == "stream"
     assert "--packing stream: as in its training" in capsys.readouterr().out
-    documents = evaluate.open_data(loaded, flags("--packing", "documents")).documents
+    documents = evaluate.open_data(loaded, flags("--packing", "documents")).val
     assert documents.packing == "documents" and len(documents) == len(TEXTS)
     assert f"trained on {tmp_path}, --packing stream" in capsys.readouterr().out
 
@@ -209,7 +209,7 @@ def test_whole_takes_every_document_and_counts_the_files_own_words(tmp_path):
     loaded = model("mdm", block_size=32)
     asked = flags("--dataset", path, "--whole", "--detokenize", "wikitext", "--repeats", 1)
     opened = evaluate.open_data(loaded, asked)
-    documents, decode = opened.documents, loaded.tokenizer.decode
+    documents, decode = opened.val, loaded.tokenizer.decode
     texts = [decode(documents.document(i)) for i in range(len(documents))]
     assert texts == [f"a 5-day plan, no {i:03d} ." for i in range(600)]
     counts, _ = evaluate.likelihood(loaded, opened, asked)
@@ -219,7 +219,7 @@ def test_whole_takes_every_document_and_counts_the_files_own_words(tmp_path):
     assert evaluate.likelihood(loaded, opened, few)[0]["documents"] == 5
     size = sum(len(text) + 1 for text in path.read_text().split("\n\n"))       # an end each
     opened = evaluate.open_data(loaded, flags("--dataset", path, "--whole", "--packing", "stream"))
-    assert opened.documents.lengths.tolist() == [32] * (size // 32)
+    assert opened.val.lengths.tolist() == [32] * (size // 32)
 
 
 def test_the_marks_of_benchmarks_are_undone():
@@ -261,8 +261,8 @@ def test_entropy_in_bits():
 
 
 def test_a_document_ends_with_its_first_end_token():
-    x = torch.tensor([[5, 0, 6, 0], [5, 6, 7, 8], [5, 6, 9, 9]])
-    assert evaluate.until_end(x, torch.tensor([4, 4, 2]), 0) == [[5], [5, 6, 7, 8], [5, 6]]
+    assert evaluate.until_end([5, 0, 6, 0], 0) == [5]
+    assert evaluate.until_end([5, 6, 7, 8], 0) == [5, 6, 7, 8] and evaluate.until_end([], 0) == []
 
 
 @pytest.mark.parametrize("method", ["mdm", "flexmdm"])
@@ -346,7 +346,7 @@ def runs(tmp_path_factory):
 
 def test_dropout_is_off_in_a_model_that_was_loaded(runs):
     loaded = checkpoint.load(runs / "ar")
-    documents = evaluate.open_data(loaded, flags()).documents
+    documents = evaluate.open_data(loaded, flags()).val
     first = evaluate.document_nll(loaded, documents, range(3), "exact", 1)
     assert torch.equal(first, evaluate.document_nll(loaded, documents, range(3), "exact", 1))
     loaded.net.train()
@@ -373,6 +373,10 @@ def test_the_table_of_samples_as_csv_and_picture(runs, tmp_path, capsys):
     assert [steps.name_of(row, drawn) for row in drawn[1:4]] == ["flexmdm", "flexmdm, exact",
                                                                  "flexmdm, exact"]
     assert steps.panels(drawn) == ["length_tv"]                 # valid is not known
+    with pytest.raises(common.Fail, match="texts and images apart"):
+        steps.draw(tmp_path / "mixed.png", [dict(drawn[0]), {"frechet": 1.0}])
+    with pytest.raises(common.Fail, match="no table of evaluate.py"):
+        steps.read(runs / "ar" / "log.csv")
 
 
 def test_generative_perplexity_is_that_of_the_judges_own_tokens(runs):
@@ -434,5 +438,5 @@ def test_benchmarks_are_another_command(monkeypatch):
 def test_progress_is_said(monkeypatch, capsys):
     clock = iter(range(0, 1000, 15))
     monkeypatch.setattr(quality.time, "time", lambda: next(clock))
-    assert [len(part) for part in quality.batches(range(10), 4, "samples")] == [4, 4, 2]
+    assert [len(part) for part in quality.batches(range(10), 4, 1, "samples")] == [4, 4, 2]
     assert "samples: 8/10, " in capsys.readouterr().out
