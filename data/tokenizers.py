@@ -20,9 +20,9 @@ from retrofit import tokenizer as hub
 
 
 class Tokenizer:
-    """`encoding`: a tiktoken.Encoding, or what looks like one. `eot` ends a document; no text has
-    it. `tag`: the name, for trained and pretrained ones with a hash. `ranks`: the tokens of a
-    trained one, as bytes."""
+    """encoding: a tiktoken.Encoding, or what looks like one. eot: the id that ends a document; no
+    text has it. tag: the name, with a hash if it is trained or pretrained. ranks: the tokens of a
+    trained one, hexadecimal."""
 
     def __init__(self, name, encoding, vocab_size, eot, tag="", ranks=()):
         self.name, self.encoding, self.vocab_size, self.eot = name, encoding, vocab_size, eot
@@ -44,9 +44,7 @@ class Tokenizer:
     def spec(self):
         """A plain dict, for checkpoints and files, of which tokenizer_from makes the same again"""
         spec = {"name": self.name, "tag": self.tag}
-        if self.ranks:
-            spec["ranks"] = [token.hex() for token in self.ranks]
-        return spec
+        return {**spec, "ranks": self.ranks} if self.ranks else spec
 
     @functools.cached_property
     def blank_line(self):
@@ -82,20 +80,23 @@ class Numbers:
 
 
 def tokenizer_from(spec):
-    """A name or a spec -> Tokenizer. Raises Fail for an unknown name, and for an untrained BPE."""
+    """A name, a spec or a Tokenizer -> Tokenizer. Raises Fail for an unknown name, and for an
+    untrained BPE."""
     if isinstance(spec, Tokenizer):
         return spec
-    if isinstance(spec, dict) and "ranks" in spec:
-        return trained(spec.get("name"), spec["ranks"])
-    name = str(spec.get("name") if isinstance(spec, dict) else spec)
+    spec = spec if isinstance(spec, dict) else {"name": spec}
+    name = str(spec.get("name"))
+    if "ranks" in spec:
+        return trained(name, spec["ranks"])
     if name == "bytes":
         return Tokenizer(name, Utf8(), 256, 0)
     if name == "gpt2":
         return Tokenizer(name, gpt2(), 50257, 50256)
-    if found := re.fullmatch(r"(numbers|intensities)-([1-9]\d{0,8})", name):
-        V = int(found[2])
-        if found[1] == "numbers":
-            return Tokenizer(name, Numbers(V - 1), V, V - 1)
+    if found := re.fullmatch(r"numbers-([1-9]\d{0,8})", name):
+        V = int(found[1])
+        return Tokenizer(name, Numbers(V - 1), V, V - 1)
+    if found := re.fullmatch(r"intensities-([1-9]\d{0,8})", name):
+        V = int(found[1])
         return Tokenizer(name, Numbers(V), V, -1)
     if os.path.exists(os.path.join(name, "tokenizer.json")):
         return Tokenizer(name, *hub.load(name), tag_of(name))
@@ -128,7 +129,7 @@ def trained(name, ranks):
         raise Fail(f"the vocabulary of the tokenizer {name!r} is damaged: prepare the data again")
     encoding = tiktoken.Encoding(name, pat_str=PATTERN, special_tokens={}, mergeable_ranks=tokens)
     tag = f"{name}-{hashlib.sha256(repr(list(tokens)).encode()).hexdigest()[:8]}"
-    return Tokenizer(name, encoding, len(tokens) + 1, len(tokens), tag, list(tokens))
+    return Tokenizer(name, encoding, len(tokens) + 1, len(tokens), tag, ranks)
 
 
 @functools.cache

@@ -15,9 +15,9 @@ import os
 import numpy as np
 
 from common import Fail, atomic_open, say
-from data.chunks import GIVEN
 from data.tokenizers import tag_of, tokenizer_for, tokenizer_from
 
+GIVEN = 2 ** 31             # added to the ids of tokens that a task gives; only in files of uint32
 INTENSITIES = "intensities-256"     # the tokenizer of images
 
 
@@ -60,6 +60,8 @@ def encode(document, tokenizer):
 
 
 def token_type(tokenizer, tasks=False):
+    if tokenizer.eot < 0:
+        return "|u1"                                # images
     return "<u4" if tasks or tokenizer.vocab_size > 2 ** 16 else "<u2"
 
 
@@ -67,9 +69,11 @@ def stored(ids, given, tokenizer, dtype):
     """A document -> its bytes in a bin; b"" for one without tokens"""
     if len(ids) == 0:
         return b""
-    tokens = np.append(ids, tokenizer.eot).astype(np.int64)
+    tokens = np.array(ids, dtype=np.int64)
     if given is not None:
-        tokens[:-1] += GIVEN * np.array(given, dtype=np.int64)
+        tokens += GIVEN * np.array(given, dtype=np.int64)
+    if tokenizer.eot >= 0:
+        tokens = np.append(tokens, tokenizer.eot)
     return tokens.astype(dtype).tobytes()
 
 
@@ -85,59 +89,53 @@ def write_texts(folder, train, val, tokenizer, made):
     write(folder, sides, tokenizer, made)
 
 
-def write(folder, sides, tokenizer, made, anchors=True):
-    """The same for tokens.
-
-    sides       {"train": [(ids, given), ...], "val": [...]}: ids without the end of text; given:
-                for each id whether the task gives it, or None
-    anchors     False: a hole between given tokens may be empty, so it does not begin with a mask
-                (see interpolant.anchors_of)"""
-    tasks = any(given is not None for documents in sides.values() for _, given in documents)
-    dtype = token_type(tokenizer, tasks)
-    bins, counts = {}, {}
-    for side, documents in sides.items():
-        bins[side] = [stored(ids, given, tokenizer, dtype) for ids, given in documents]
-        counts[side] = sum(map(bool, bins[side]))
-        if not counts[side]:
-            raise Fail(f"{folder}: no document for {side}.bin holds a token")
-        if counts[side] < len(documents):
-            say(f"{len(documents) - counts[side]:,} documents without a token are left out")
-    fill(folder, bins)
-    finish(folder, counts, tokenizer, dtype, made, anchors=anchors)
-
-
 def write_images(folder, tokenizer, sides, made):
     """The same for images. A document is an image: H x W x C intensities of 0 to 255, row by row,
     channels last. All have the same length, so no end of text stands between them; meta.json has
     the "shape". sides: {"train": [images, ...], "val": [...]}, each (N, H, W, C) uint8"""
     if tag_of(tokenizer) != INTENSITIES:
         raise Fail(f"images are no text: leave out --tokenizer {tag_of(tokenizer)}")
-    fill(folder, {side: map(np.ndarray.tobytes, parts) for side, parts in sides.items()})
+    documents = {side: [(image.ravel(), None) for images in parts for image in images]
+                 for side, parts in sides.items()}
     shape = sides["val"][0].shape[1:]
-    counts = {side: sum(map(len, parts)) for side, parts in sides.items()}
-    finish(folder, counts, tokenizer_from(tokenizer), "|u1", made, shape=shape)
+    write(folder, documents, tokenizer_from(tokenizer), made, shape=shape)
 
 
-def fill(folder, bins):
-    """bins: {"train": the content of train.bin, ...}: iterables of bytes"""
+def write(folder, sides, tokenizer, made, **more):
+    """The same for tokens.
+
+    sides       {"train": [(ids, given), ...], "val": [...]}: ids without the end of text; given:
+                for each id whether the task gives it, or None
+    more        goes to meta.json too. anchors=False: a hole between given tokens may be empty, so
+                it does not begin with a mask (see interpolant.anchors_of)"""
+    tasks = any(given is not None for documents in sides.values() for _, given in documents)
+    dtype, counts = token_type(tokenizer, tasks), {}
     write_json(os.path.join(folder, "unfinished"), {})
-    for side, contents in bins.items():
+    for side, documents in sides.items():
+        written = 0
         with open(os.path.join(folder, f"{side}.bin"), "wb") as f:
-            f.writelines(contents)
+            for ids, given in documents:
+                written += f.write(stored(ids, given, tokenizer, dtype)) > 0
+        if not written:
+            raise Fail(f"{folder}: no document for {side}.bin holds a token")
+        if written < len(documents):
+            say(f"{len(documents) - written:,} documents without a token are left out")
+        counts[side] = written
+    finish(folder, counts, tokenizer, dtype, made, **more)
 
 
 def finish(folder, counts, tokenizer, dtype, made, **more):
     """The bins are written: add the vocabulary and meta.json. counts: {"train": documents, ...}"""
-    names, width = ["train.bin", "val.bin"], np.dtype(dtype).itemsize
-    sizes = {side: os.path.getsize(os.path.join(folder, f"{side}.bin")) for side in counts}
-    tokens = {side: size // width for side, size in sizes.items()}
+    paths = {name: os.path.join(folder, name) for name in ("train.bin", "val.bin")}
+    tokens = {side: os.path.getsize(paths[f"{side}.bin"]) // np.dtype(dtype).itemsize
+              for side in counts}
     if tokenizer.ranks:
-        names.append("bpe.json")
-        write_json(os.path.join(folder, "bpe.json"), tokenizer.spec())
+        paths["bpe.json"] = os.path.join(folder, "bpe.json")
+        write_json(paths["bpe.json"], tokenizer.spec())
     write_json(os.path.join(folder, "meta.json"), {
         "made": made, "tokenizer": {"name": tokenizer.name, "tag": tokenizer.tag}, "dtype": dtype,
         "documents": counts, "tokens": tokens,
-        "sha256": {name: file_sha256(os.path.join(folder, name)) for name in names}, **more})
+        "sha256": {name: file_sha256(path) for name, path in paths.items()}, **more})
     os.unlink(os.path.join(folder, "unfinished"))
     say(f"{sum(counts.values()):,} documents, {counts['val']:,} of them for validation; "
         f"{sum(tokens.values()):,} tokens ({tokenizer.tag})")
@@ -156,13 +154,14 @@ def ready(folder):
     return all(here)
 
 
-def sources(path):
-    """What a set is made from, for meta.json: a path, how many files and how many bytes it has"""
+def sources(path, **how):
+    """What a set is made from, for meta.json: a path, how many files and how many bytes it has.
+    how: the split and the field that the documents were read by"""
     if not os.path.exists(path):
         raise Fail(f"there is no {path}")
     files = [os.path.join(folder, f) for folder, _, found in os.walk(path) for f in found] or [path]
     return {"from": os.path.abspath(path), "files": len(files),
-            "bytes": sum(map(os.path.getsize, files))}
+            "bytes": sum(map(os.path.getsize, files)), **how}
 
 
 def write_json(path, value):

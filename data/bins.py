@@ -1,0 +1,176 @@
+"""A token file as documents of at most block_size tokens.
+
+Longer documents are split at the blank line nearest the middle, recursively, and the blank line is
+dropped (as in FlexMDM's released code). Worked number: block_size 4 and the bytes `ab\\n\\ncde`: the
+blank line at 2 is nearest the middle, 3, so the chunks are `ab` and `cde`. Where there is no blank
+line, chunks are cut at block_size: `abcdefg` becomes `abcd` and `efg`. Tasks are never cut: those
+that are too long are left out, and counted.
+"""
+import hashlib
+import os
+
+import numpy as np
+import torch
+
+from common import Fail
+from data.writing import GIVEN, read_json, token_type
+
+WINDOW = 2 ** 25            # how many tokens of a file are scanned at a time
+
+
+class Documents:
+    """A token file as documents of 1 to block_size tokens; with packing "stream" as rows of exactly
+    block_size tokens, ends of text included. They are read when asked for, by os.pread: where a
+    mapped file that shrinks kills the process, a read comes back short.
+
+    lengths     (N,), in tokens; tokens: their sum
+    counts      what block_size does to the documents
+    anchored    see `anchors` in writing.py
+    fingerprint of content, block_size and packing"""
+
+    def __init__(self, path, tokenizer, block_size, packing="documents"):
+        self.path, self.tokenizer = path, tokenizer
+        self.block_size, self.packing = block_size, packing
+        meta = read_json(os.path.join(os.path.dirname(path), "meta.json"))
+        self.anchored = meta.get("anchors", True)
+        self.dtype = np.dtype(meta.get("dtype", token_type(tokenizer)))
+        try:
+            self.file = open(path, "rb", buffering=0)
+        except OSError as e:
+            raise Fail(f"cannot read {path}: {e.strerror}") from None
+        self.size, self.mtime = self.state()
+        if self.size == 0 or self.size % self.dtype.itemsize:
+            raise Fail(f"{path} is empty, or of odd size for {self.dtype} tokens: delete it and "
+                       "prepare the data again")
+
+        ends, largest, sha256 = self.scan()
+        if meta.get("sha256", {}).get(os.path.basename(path), sha256) != sha256:
+            raise Fail(f"{path} is not what its meta.json says (the sha256 differs): delete its "
+                       "folder to prepare it again")
+        if largest >= tokenizer.vocab_size:
+            raise Fail(f"{path} holds the id {largest}, and the {tokenizer.name} vocabulary ends "
+                       f"at {tokenizer.vocab_size - 1}: it was made with another tokenizer, or it "
+                       f"is no file of {self.dtype} tokens")
+        self.counts = dict(cut=0, left_out=0, empty=0, longest=0)
+        if packing == "stream":
+            rows = self.size // self.dtype.itemsize // block_size
+            self.starts = np.arange(rows) * block_size                              # (N,)
+            self.lengths = np.full(rows, block_size, dtype=np.int32)                # (N,)
+        else:
+            self.starts, self.lengths = self.chunks(ends)                           # (N,) (N,)
+        if not len(self):
+            raise Fail(f"{path} holds no document for --block_size {block_size} and --packing "
+                       f"{packing}: name others, or prepare the data again")
+        self.tokens = int(self.lengths.sum(dtype=np.int64))
+        content = repr([sha256, block_size, packing])
+        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def __len__(self):
+        return len(self.starts)
+
+    def scan(self):
+        """-> where documents end (int64), the largest id, the sha256 of the file.
+
+        The file is read at every start, so that no index can fail to fit it. Together with
+        chunks() this costs .5 s for 50 million tokens, so one to two minutes for OpenWebText
+        (extrapolated)."""
+        total, largest, sha, ends = self.size // self.dtype.itemsize, 0, hashlib.sha256(), []
+        for at in range(0, total, WINDOW):
+            tokens = self.pread(at, min(WINDOW, total - at))
+            sha.update(tokens)
+            ids = tokens % GIVEN if self.dtype.itemsize > 2 else tokens
+            largest = max(largest, int(ids.max()))
+            ends.append(at + np.flatnonzero(tokens == self.tokenizer.eot))
+        if tokens[-1] != self.tokenizer.eot:
+            ends.append([total])            # the last document of a file may lack its end of text
+        return np.concatenate(ends), largest, sha.hexdigest()
+
+    def chunks(self, ends):
+        """Documents that end at `ends` -> starts and lengths of what block_size makes of them"""
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        lengths = ends - starts
+        self.counts["empty"] = int((lengths == 0).sum())
+        self.counts["longest"] = int(lengths.max())
+        fits = (lengths > 0) & (lengths <= self.block_size)
+        parts = []
+        for i in np.flatnonzero(lengths > self.block_size):
+            start, tokens = int(starts[i]), self.pread(int(starts[i]), int(lengths[i]))
+            if (tokens >= GIVEN).any():
+                self.counts["left_out"] += 1
+                continue
+            self.counts["cut"] += 1
+            blanks = places(tokens, self.tokenizer.blank_line)
+            width = len(self.tokenizer.blank_line)
+            parts += halve(start, start + len(tokens), start + blanks, width, self.block_size)
+        table = np.stack([starts, lengths], axis=1)[fits]                           # (N, 2)
+        table = np.concatenate([table, np.array(parts, dtype=np.int64).reshape(-1, 2)])
+        table = table[np.argsort(table[:, 0])]
+        return table[:, 0].copy(), table[:, 1].astype(np.int32)
+
+    def state(self):
+        s = os.fstat(self.file.fileno())
+        return s.st_size, s.st_mtime_ns
+
+    def pread(self, start, size):
+        """(size,) tokens from `start` on"""
+        width = self.dtype.itemsize
+        content = os.pread(self.file.fileno(), width * size, width * start)
+        if self.state() != (self.size, self.mtime):
+            raise Fail(f"{self.path} changed while it was in use: put the old file back and "
+                       "resume, or start again")
+        return np.frombuffer(content, dtype=self.dtype)
+
+    def read(self, i):
+        """(n,) int64: the ids of document i; GIVEN is added to those that are given"""
+        return self.pread(int(self.starts[i]), int(self.lengths[i])).astype(np.int64)
+
+    def document(self, i):
+        """-> list of ids"""
+        return (self.read(i) % GIVEN).tolist()
+
+    def given(self, i):
+        """-> list of bool: which tokens the task gives; None where none of the file can be given"""
+        return (self.read(i) >= GIVEN).tolist() if self.dtype.itemsize > 2 else None
+
+    def batch(self, ids):
+        """-> x (B, L) int64, right-padded with 0, L the longest of the batch; n (B,) int64, the
+        lengths; given (B, L) bool, or None where no token of the file can be given."""
+        n = self.lengths[np.asarray(ids, dtype=np.int64)].astype(np.int64)      # (B,)
+        x = np.zeros((len(n), n.max(initial=0)), dtype=np.int64)                # (B, L)
+        for row, i in enumerate(ids):
+            x[row, :n[row]] = self.read(i)
+        given = torch.from_numpy(x >= GIVEN) if self.dtype.itemsize > 2 else None
+        return torch.from_numpy(x % GIVEN), torch.from_numpy(n), given
+
+    def report(self):
+        """One line on what block_size does to the documents, '' where it does nothing"""
+        now, counts = f"--block_size {self.block_size}", self.counts
+        parts = [(counts["cut"], f"documents longer than {now} are cut"),
+                 (counts["left_out"], f"tasks longer than {now} are left out"),
+                 (counts["empty"], "empty documents are left out")]
+        said = "; ".join(f"{count:,} {what}" for count, what in parts if count)
+        if counts["cut"] or counts["left_out"]:
+            said += f"; --block_size {counts['longest']} keeps all of them whole"
+        return f"{self.path}: {said}" if said else ""
+
+
+def places(tokens, pattern):
+    """Where the ids of `pattern` stand in `tokens`, one after the other; nowhere if it has none"""
+    found = np.full(max(0, len(tokens) - len(pattern) + 1), len(pattern) > 0)
+    for k, token in enumerate(pattern):
+        found &= tokens[k:k + len(found)] == token
+    return np.flatnonzero(found)
+
+
+def halve(start, end, blanks, width, block_size):
+    """[start, end) -> [(start, length)] of at most block_size tokens each.
+    blanks: where blank lines, of `width` tokens each, begin"""
+    if end - start <= block_size:
+        return [(start, end - start)] if end > start else []
+    blanks = blanks[(blanks >= start) & (blanks <= end - width)]
+    if not len(blanks):
+        return [(at, min(block_size, end - at)) for at in range(start, end, block_size)]
+    middle = start + (end - start) // 2
+    at = int(blanks[abs(blanks - middle).argmin()])         # of two that are as near, the first
+    left = halve(start, at, blanks, width, block_size)
+    return left + halve(at + width, end, blanks, width, block_size)
