@@ -175,8 +175,8 @@ def opened(name, folder, asked, block_size, packing):
     sides = []
     for path in (os.path.join(folder, "train.bin"), os.path.join(folder, "val.bin")):
         documents = Documents(path, tokenizer, block_size, packing)
-        if shape and documents.size % block_size:
-            raise Fail(f"{path} has {documents.size:,} bytes, which are no images of "
+        if shape and len(documents.ids) % block_size:
+            raise Fail(f"{path} has {len(documents.ids):,} bytes, which are no images of "
                        f"{' x '.join(map(str, shape))}: delete {folder} to prepare it again")
         if documents.report() and os.environ.get("RANK", "0") == "0":
             say(documents.report())

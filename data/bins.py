@@ -19,29 +19,27 @@ WINDOW = 2 ** 25            # how many tokens of a file are scanned at a time
 
 
 class Documents:
-    """A token file as documents of 1 to block_size tokens; with packing "stream" as rows of exactly
-    block_size tokens, ends of text included. They are read when asked for, by os.pread: where a
-    mapped file that shrinks kills the process, a read comes back short.
+    """A token file as documents of 1 to block_size tokens. With packing "stream" a document is a
+    row of exactly block_size tokens, ends of text included.
 
-    lengths     (N,), in tokens; tokens: their sum
-    counts      what block_size does to the documents
-    anchored    see `anchors` in writing.py
-    fingerprint of content, block_size and packing"""
+    starts, lengths     (N,): where a document begins and how many tokens it has; tokens: their sum
+    counts              what block_size does to the documents
+    anchored            see `anchors` in writing.py
+    fingerprint         a hash of content, block_size and packing"""
 
     def __init__(self, path, tokenizer, block_size, packing="documents"):
         self.path, self.tokenizer = path, tokenizer
         self.block_size, self.packing = block_size, packing
         meta = read_json(os.path.join(os.path.dirname(path), "meta.json"))
         self.anchored = meta.get("anchors", True)
-        self.dtype = np.dtype(meta.get("dtype", token_type(tokenizer)))
+        dtype = meta.get("dtype", token_type(tokenizer))
         try:
-            self.file = open(path, "rb", buffering=0)
-        except OSError as e:
-            raise Fail(f"cannot read {path}: {e.strerror}") from None
-        self.size, self.mtime = self.state()
-        if self.size == 0 or self.size % self.dtype.itemsize:
-            raise Fail(f"{path} is empty, or of odd size for {self.dtype} tokens: delete it and "
-                       "prepare the data again")
+            self.file = open(path, "rb")
+            self.ids = np.asarray(np.memmap(self.file, dtype, "r"))     # (size,)
+        except (OSError, ValueError) as e:
+            raise Fail(f"cannot read {path} as {np.dtype(dtype)} tokens ({e}): delete it and "
+                       "prepare the data again") from None
+        self.opened = self.state()
 
         ends, largest, sha256 = self.scan()
         if meta.get("sha256", {}).get(os.path.basename(path), sha256) != sha256:
@@ -50,14 +48,13 @@ class Documents:
         if largest >= tokenizer.vocab_size:
             raise Fail(f"{path} holds the id {largest}, and the {tokenizer.name} vocabulary ends "
                        f"at {tokenizer.vocab_size - 1}: it was made with another tokenizer, or it "
-                       f"is no file of {self.dtype} tokens")
+                       f"is no file of {self.ids.dtype} tokens")
         self.counts = dict(cut=0, left_out=0, empty=0, longest=0)
         if packing == "stream":
-            rows = self.size // self.dtype.itemsize // block_size
-            self.starts = np.arange(rows) * block_size                              # (N,)
-            self.lengths = np.full(rows, block_size, dtype=np.int32)                # (N,)
+            self.starts = np.arange(len(self.ids) // block_size) * block_size
+            self.lengths = np.full(len(self.starts), block_size, dtype=np.int32)
         else:
-            self.starts, self.lengths = self.chunks(ends)                           # (N,) (N,)
+            self.starts, self.lengths = self.chunks(ends)
         if not len(self):
             raise Fail(f"{path} holds no document for --block_size {block_size} and --packing "
                        f"{packing}: name others, or prepare the data again")
@@ -74,15 +71,16 @@ class Documents:
         The file is read at every start, so that no index can fail to fit it. Together with
         chunks() this costs .5 s for 50 million tokens, so one to two minutes for OpenWebText
         (extrapolated)."""
-        total, largest, sha, ends = self.size // self.dtype.itemsize, 0, hashlib.sha256(), []
-        for at in range(0, total, WINDOW):
-            tokens = self.pread(at, min(WINDOW, total - at))
-            sha.update(tokens)
-            ids = tokens % GIVEN if self.dtype.itemsize > 2 else tokens
+        ends, largest, sha, eot = [], 0, hashlib.sha256(), self.tokenizer.eot
+        for at in range(0, len(self.ids), WINDOW):
+            ids = self.ids[at:at + WINDOW]
+            sha.update(ids)
+            ends.append(at + np.flatnonzero(ids == eot))
+            if self.ids.itemsize > 2:
+                ids = ids % GIVEN
             largest = max(largest, int(ids.max()))
-            ends.append(at + np.flatnonzero(tokens == self.tokenizer.eot))
-        if tokens[-1] != self.tokenizer.eot:
-            ends.append([total])            # the last document of a file may lack its end of text
+        if self.ids[-1] != eot:             # the last document of a file may lack its end of text
+            ends.append([len(self.ids)])
         return np.concatenate(ends), largest, sha.hexdigest()
 
     def chunks(self, ends):
@@ -91,17 +89,16 @@ class Documents:
         lengths = ends - starts
         self.counts["empty"] = int((lengths == 0).sum())
         self.counts["longest"] = int(lengths.max())
-        fits = (lengths > 0) & (lengths <= self.block_size)
-        parts = []
+        blank_line, parts = self.tokenizer.blank_line, []
         for i in np.flatnonzero(lengths > self.block_size):
-            start, tokens = int(starts[i]), self.pread(int(starts[i]), int(lengths[i]))
-            if (tokens >= GIVEN).any():
+            start, ids = int(starts[i]), self.ids[starts[i]:ends[i]]
+            if (ids >= GIVEN).any():
                 self.counts["left_out"] += 1
                 continue
             self.counts["cut"] += 1
-            blanks = places(tokens, self.tokenizer.blank_line)
-            width = len(self.tokenizer.blank_line)
-            parts += halve(start, start + len(tokens), start + blanks, width, self.block_size)
+            blanks = start + places(ids, blank_line)
+            parts += halve(start, int(ends[i]), blanks, len(blank_line), self.block_size)
+        fits = (lengths > 0) & (lengths <= self.block_size)
         table = np.stack([starts, lengths], axis=1)[fits]                           # (N, 2)
         table = np.concatenate([table, np.array(parts, dtype=np.int64).reshape(-1, 2)])
         table = table[np.argsort(table[:, 0])]
@@ -111,18 +108,12 @@ class Documents:
         s = os.fstat(self.file.fileno())
         return s.st_size, s.st_mtime_ns
 
-    def pread(self, start, size):
-        """(size,) tokens from `start` on"""
-        width = self.dtype.itemsize
-        content = os.pread(self.file.fileno(), width * size, width * start)
-        if self.state() != (self.size, self.mtime):
-            raise Fail(f"{self.path} changed while it was in use: put the old file back and "
-                       "resume, or start again")
-        return np.frombuffer(content, dtype=self.dtype)
-
     def read(self, i):
         """(n,) int64: the ids of document i; GIVEN is added to those that are given"""
-        return self.pread(int(self.starts[i]), int(self.lengths[i])).astype(np.int64)
+        if self.state() != self.opened:
+            raise Fail(f"{self.path} changed while it was in use: put the old file back and "
+                       "resume, or start again")
+        return self.ids[self.starts[i]:self.starts[i] + self.lengths[i]].astype(np.int64)
 
     def document(self, i):
         """-> list of ids"""
@@ -130,7 +121,7 @@ class Documents:
 
     def given(self, i):
         """-> list of bool: which tokens the task gives; None where none of the file can be given"""
-        return (self.read(i) >= GIVEN).tolist() if self.dtype.itemsize > 2 else None
+        return (self.read(i) >= GIVEN).tolist() if self.ids.itemsize > 2 else None
 
     def batch(self, ids):
         """-> x (B, L) int64, right-padded with 0, L the longest of the batch; n (B,) int64, the
@@ -139,7 +130,7 @@ class Documents:
         x = np.zeros((len(n), n.max(initial=0)), dtype=np.int64)                # (B, L)
         for row, i in enumerate(ids):
             x[row, :n[row]] = self.read(i)
-        given = torch.from_numpy(x >= GIVEN) if self.dtype.itemsize > 2 else None
+        given = torch.from_numpy(x >= GIVEN) if self.ids.itemsize > 2 else None
         return torch.from_numpy(x % GIVEN), torch.from_numpy(n), given
 
     def report(self):
@@ -154,11 +145,11 @@ class Documents:
         return f"{self.path}: {said}" if said else ""
 
 
-def places(tokens, pattern):
-    """Where the ids of `pattern` stand in `tokens`, one after the other; nowhere if it has none"""
-    found = np.full(max(0, len(tokens) - len(pattern) + 1), len(pattern) > 0)
+def places(ids, pattern):
+    """Where the pattern stands in `ids`; nowhere if it is empty"""
+    found = np.full(max(0, len(ids) - len(pattern) + 1), len(pattern) > 0)
     for k, token in enumerate(pattern):
-        found &= tokens[k:k + len(found)] == token
+        found &= ids[k:k + len(found)] == token
     return np.flatnonzero(found)
 
 

@@ -324,7 +324,7 @@ def test_order_is_pure_and_every_epoch_is_a_permutation():
 # files that are not what they should be
 
 @pytest.mark.parametrize("content, sentence", [
-    (b"", "empty"), (b"abc", "of odd size"), (b"\0\0\0\0", "no document"),
+    (b"", "empty"), (b"abc", "not a multiple"), (b"\0\0\0\0", "no document"),
     (b"\xff\xff\0\0", "holds the id 65535")])
 def test_token_files_that_are_none(tmp_path, content, sentence):
     path = tmp_path / "a.bin"
@@ -636,7 +636,7 @@ def test_tasks_keep_what_is_given_apart(tmp_path, capsys, name):
     path = tmp_path / "tasks.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     d = data.load(str(path), str(tmp_path), block_size=20, tokenizer=name)
-    assert d.train.dtype == np.uint32 and len(d.train) + len(d.val) == 42
+    assert d.train.ids.dtype == np.uint32 and len(d.train) + len(d.val) == 42
     longest = d.train.counts["longest"]
     assert (f"1 tasks longer than --block_size 20 are left out; --block_size {longest} keeps all "
             "of them whole") in capsys.readouterr().out
