@@ -69,7 +69,7 @@ class Documents:
         """-> where documents end (int64), the largest id, the sha256 of the file.
 
         The file is read at every start, so that no index can fail to fit it. Together with
-        chunks() this costs .5 s for 50 million tokens, so one to two minutes for OpenWebText
+        chunks() this costs .9 s for 50 million tokens, so two to three minutes for OpenWebText
         (extrapolated)."""
         ends, largest, sha, eot = [], 0, hashlib.sha256(), self.tokenizer.eot
         for at in range(0, len(self.ids), WINDOW):

@@ -84,10 +84,9 @@ def tokenizer_from(spec):
     untrained BPE."""
     if isinstance(spec, Tokenizer):
         return spec
-    spec = spec if isinstance(spec, dict) else {"name": spec}
-    name = str(spec.get("name"))
-    if "ranks" in spec:
-        return trained(name, spec["ranks"])
+    if isinstance(spec, dict) and "ranks" in spec:
+        return trained(spec.get("name"), spec["ranks"])
+    name = str(spec.get("name") if isinstance(spec, dict) else spec)
     if name == "bytes":
         return Tokenizer(name, Utf8(), 256, 0)
     if name == "gpt2":
@@ -98,8 +97,12 @@ def tokenizer_from(spec):
     if found := re.fullmatch(r"intensities-([1-9]\d{0,8})", name):
         V = int(found[1])
         return Tokenizer(name, Numbers(V), V, -1)
-    if os.path.exists(os.path.join(name, "tokenizer.json")):
-        return Tokenizer(name, *hub.load(name), tag_of(name))
+    path = os.path.join(name, "tokenizer.json")
+    if os.path.exists(path):
+        with open(path, "rb") as f:
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        tag = f"{os.path.basename(os.path.abspath(name))}-{digest[:8]}"
+        return Tokenizer(name, *hub.load(name), tag)
     raise Fail(f"unknown tokenizer {name!r}: it is bytes, gpt2, bpe or bpe-SIZE (for a data set "
                "that is made from texts), numbers-V, or a folder with a tokenizer.json")
 
@@ -137,8 +140,7 @@ def gpt2():
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception as e:      # no network, a proxy, a damaged file: many kinds are raised
-        folder = (os.environ.get("TIKTOKEN_CACHE_DIR")
-                  or "a folder and name the folder in the environment variable TIKTOKEN_CACHE_DIR")
+        folder = os.environ.get("TIKTOKEN_CACHE_DIR", "a folder that TIKTOKEN_CACHE_DIR names")
         raise Fail("the GPT-2 vocabulary is not here and cannot be fetched "
                    f"({type(e).__name__}): get vocab.bpe and encoder.json from "
                    "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/, and put them "
@@ -148,11 +150,5 @@ def gpt2():
 
 def tag_of(tokenizer):
     """A Tokenizer or a name -> what names its folders: bpe -> bpe-1024, MODEL -> MODEL-HASH"""
-    if bpe_size(tokenizer):
-        return f"bpe-{bpe_size(tokenizer)}"
-    path = os.path.join(str(tokenizer), "tokenizer.json")
-    if not os.path.exists(path):
-        return tokenizer_from(tokenizer).tag
-    with open(path, "rb") as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
-    return f"{os.path.basename(os.path.abspath(tokenizer))}-{digest[:8]}"
+    size = bpe_size(tokenizer)
+    return f"bpe-{size}" if size else tokenizer_from(tokenizer).tag

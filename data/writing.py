@@ -21,9 +21,6 @@ GIVEN = 2 ** 31             # added to the ids of tokens that a task gives; only
 INTENSITIES = "intensities-256"     # the tokenizer of images
 
 
-# -----------------------------------------------------------------------------
-# documents -> tokens
-
 def text_hash(text):
     """A number below 2^64 that depends on the text alone"""
     content = text.encode("utf-8", "replace")
@@ -77,9 +74,6 @@ def stored(ids, given, tokenizer, dtype):
     return tokens.astype(dtype).tobytes()
 
 
-# -----------------------------------------------------------------------------
-# tokens -> a data set
-
 def write_texts(folder, train, val, tokenizer, made):
     """Make a data set of documents. tokenizer: a Tokenizer or a name; "bpe" is trained on `train`.
     made: a dict for meta.json: what the set was made from"""
@@ -109,40 +103,34 @@ def write(folder, sides, tokenizer, made, **more):
     more        goes to meta.json too. anchors=False: a hole between given tokens may be empty, so
                 it does not begin with a mask (see interpolant.anchors_of)"""
     tasks = any(given is not None for documents in sides.values() for _, given in documents)
-    dtype, counts = token_type(tokenizer, tasks), {}
+    dtype, counts = token_type(tokenizer, tasks), {"train": 0, "val": 0}
     write_json(os.path.join(folder, "unfinished"), {})
     for side, documents in sides.items():
-        written = 0
         with open(os.path.join(folder, f"{side}.bin"), "wb") as f:
             for ids, given in documents:
-                written += f.write(stored(ids, given, tokenizer, dtype)) > 0
-        if not written:
+                counts[side] += f.write(stored(ids, given, tokenizer, dtype)) > 0
+        if not counts[side]:
             raise Fail(f"{folder}: no document for {side}.bin holds a token")
-        if written < len(documents):
-            say(f"{len(documents) - written:,} documents without a token are left out")
-        counts[side] = written
     finish(folder, counts, tokenizer, dtype, made, **more)
 
 
 def finish(folder, counts, tokenizer, dtype, made, **more):
     """The bins are written: add the vocabulary and meta.json. counts: {"train": documents, ...}"""
-    paths = {name: os.path.join(folder, name) for name in ("train.bin", "val.bin")}
-    tokens = {side: os.path.getsize(paths[f"{side}.bin"]) // np.dtype(dtype).itemsize
-              for side in counts}
+    tokens, names = {}, ["train.bin", "val.bin"]
+    for side in counts:
+        size = os.path.getsize(os.path.join(folder, f"{side}.bin"))
+        tokens[side] = size // np.dtype(dtype).itemsize
     if tokenizer.ranks:
-        paths["bpe.json"] = os.path.join(folder, "bpe.json")
-        write_json(paths["bpe.json"], tokenizer.spec())
+        names.append("bpe.json")
+        write_json(os.path.join(folder, "bpe.json"), tokenizer.spec())
     write_json(os.path.join(folder, "meta.json"), {
         "made": made, "tokenizer": {"name": tokenizer.name, "tag": tokenizer.tag}, "dtype": dtype,
         "documents": counts, "tokens": tokens,
-        "sha256": {name: file_sha256(path) for name, path in paths.items()}, **more})
+        "sha256": {name: file_sha256(os.path.join(folder, name)) for name in names}, **more})
     os.unlink(os.path.join(folder, "unfinished"))
     say(f"{sum(counts.values()):,} documents, {counts['val']:,} of them for validation; "
         f"{sum(tokens.values()):,} tokens ({tokenizer.tag})")
 
-
-# -----------------------------------------------------------------------------
-# the folder of a data set
 
 def ready(folder):
     """Are both token files there, and complete?"""
