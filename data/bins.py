@@ -89,15 +89,14 @@ class Documents:
         lengths = ends - starts
         self.counts["empty"] = int((lengths == 0).sum())
         self.counts["longest"] = int(lengths.max())
-        blank_line, parts = self.tokenizer.blank_line, []
+        parts = []
         for i in np.flatnonzero(lengths > self.block_size):
-            start, ids = int(starts[i]), self.ids[starts[i]:ends[i]]
+            ids = self.ids[starts[i]:ends[i]]
             if (ids >= GIVEN).any():
                 self.counts["left_out"] += 1
-                continue
-            self.counts["cut"] += 1
-            blanks = start + places(ids, blank_line)
-            parts += halve(start, int(ends[i]), blanks, len(blank_line), self.block_size)
+            else:
+                self.counts["cut"] += 1
+                parts += halve(ids, int(starts[i]), self.tokenizer.blank_line, self.block_size)
         fits = (lengths > 0) & (lengths <= self.block_size)
         table = np.stack([starts, lengths], axis=1)[fits]                           # (N, 2)
         table = np.concatenate([table, np.array(parts, dtype=np.int64).reshape(-1, 2)])
@@ -145,23 +144,23 @@ class Documents:
         return f"{self.path}: {said}" if said else ""
 
 
+def halve(ids, start, blank_line, block_size):
+    """A document that begins at `start` -> [(start, length)] of its chunks"""
+    if len(ids) <= block_size:
+        return [(start, len(ids))] if len(ids) else []
+    blanks = places(ids, blank_line)
+    if not len(blanks):
+        return [(start + at, min(block_size, len(ids) - at))
+                for at in range(0, len(ids), block_size)]
+    end = int(blanks[abs(blanks - len(ids) // 2).argmin()])     # of two that are as near, the first
+    after = end + len(blank_line)
+    return (halve(ids[:end], start, blank_line, block_size)
+            + halve(ids[after:], start + after, blank_line, block_size))
+
+
 def places(ids, pattern):
     """Where the pattern stands in `ids`; nowhere if it is empty"""
     found = np.full(max(0, len(ids) - len(pattern) + 1), len(pattern) > 0)
     for k, token in enumerate(pattern):
         found &= ids[k:k + len(found)] == token
     return np.flatnonzero(found)
-
-
-def halve(start, end, blanks, width, block_size):
-    """[start, end) -> [(start, length)] of at most block_size tokens each.
-    blanks: where blank lines, of `width` tokens each, begin"""
-    if end - start <= block_size:
-        return [(start, end - start)] if end > start else []
-    blanks = blanks[(blanks >= start) & (blanks <= end - width)]
-    if not len(blanks):
-        return [(at, min(block_size, end - at)) for at in range(start, end, block_size)]
-    middle = start + (end - start) // 2
-    at = int(blanks[abs(blanks - middle).argmin()])         # of two that are as near, the first
-    left = halve(start, at, blanks, width, block_size)
-    return left + halve(at + width, end, blanks, width, block_size)

@@ -140,7 +140,7 @@ def gpt2():
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception as e:      # no network, a proxy, a damaged file: many kinds are raised
-        folder = os.environ.get("TIKTOKEN_CACHE_DIR", "a folder that TIKTOKEN_CACHE_DIR names")
+        folder = os.environ.get("TIKTOKEN_CACHE_DIR") or "a folder that TIKTOKEN_CACHE_DIR names"
         raise Fail("the GPT-2 vocabulary is not here and cannot be fetched "
                    f"({type(e).__name__}): get vocab.bpe and encoder.json from "
                    "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/, and put them "

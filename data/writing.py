@@ -76,7 +76,7 @@ def stored(ids, given, tokenizer, dtype):
 
 def write_texts(folder, train, val, tokenizer, made):
     """Make a data set of documents. tokenizer: a Tokenizer or a name; "bpe" is trained on `train`.
-    made: a dict for meta.json: what the set was made from"""
+    made: what the set was made from, a dict for meta.json"""
     tokenizer = tokenizer_for(tokenizer, [plain(document) for document in train])
     sides = {"train": [encode(document, tokenizer) for document in train],
              "val": [encode(document, tokenizer) for document in val]}
@@ -84,7 +84,7 @@ def write_texts(folder, train, val, tokenizer, made):
 
 
 def write_images(folder, tokenizer, sides, made):
-    """The same for images. A document is an image: H x W x C intensities of 0 to 255, row by row,
+    """Make a data set of images. A document is an image: H x W x C intensities, row by row,
     channels last. All have the same length, so no end of text stands between them; meta.json has
     the "shape". sides: {"train": [images, ...], "val": [...]}, each (N, H, W, C) uint8"""
     if tag_of(tokenizer) != INTENSITIES:
@@ -96,14 +96,14 @@ def write_images(folder, tokenizer, sides, made):
 
 
 def write(folder, sides, tokenizer, made, **more):
-    """The same for tokens.
+    """Make a data set of documents that are tokens already.
 
     sides       {"train": [(ids, given), ...], "val": [...]}: ids without the end of text; given:
-                for each id whether the task gives it, or None
+                for each id whether the task gives it, or None where nothing is given
     more        goes to meta.json too. anchors=False: a hole between given tokens may be empty, so
                 it does not begin with a mask (see interpolant.anchors_of)"""
     tasks = any(given is not None for documents in sides.values() for _, given in documents)
-    dtype, counts = token_type(tokenizer, tasks), {"train": 0, "val": 0}
+    dtype, counts = token_type(tokenizer, tasks), dict.fromkeys(sides, 0)
     write_json(os.path.join(folder, "unfinished"), {})
     for side, documents in sides.items():
         with open(os.path.join(folder, f"{side}.bin"), "wb") as f:
@@ -116,7 +116,7 @@ def write(folder, sides, tokenizer, made, **more):
 
 def finish(folder, counts, tokenizer, dtype, made, **more):
     """The bins are written: add the vocabulary and meta.json. counts: {"train": documents, ...}"""
-    tokens, names = {}, ["train.bin", "val.bin"]
+    tokens, names = {}, [f"{side}.bin" for side in counts]
     for side in counts:
         size = os.path.getsize(os.path.join(folder, f"{side}.bin"))
         tokens[side] = size // np.dtype(dtype).itemsize

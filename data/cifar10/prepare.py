@@ -47,9 +47,10 @@ def read(path):
 
 
 def prepare(folder, tokenizer, source=""):
-    made = sources(source) if source else {"from": URL}
-    if not source:
-        source = os.path.join(folder, "cifar-10-binary.tar.gz")
+    if source:
+        made = sources(source)
+    else:
+        made, source = {"from": URL}, os.path.join(folder, os.path.basename(URL))
         if not os.path.exists(source):
             say(f"downloading {URL}, 170 MB")
             download(URL, source)

@@ -85,19 +85,20 @@ def fill(folder, job, archives, read, tokenizer, workers):
     work = functools.partial(tokenise, tokenizer=tokenizer, limit=job["share"] * 2 ** 64)
     # threads are enough: tiktoken, 85% of the time (measured), lets go of Python's lock
     with open(paths[0], "ab") as train, open(paths[1], "ab") as val, ThreadPool(workers) as pool:
-        for f, size in zip((train, val), state["bytes"]):
+        bins = train, val
+        for f, size in zip(bins, state["bytes"]):
             f.truncate(size)
         for k in range(state["archives"], len(archives)):
             files = fetched(archives[k], folder)
             texts = itertools.chain.from_iterable(map(read, files))
             while group := list(itertools.islice(texts, 64 * workers)):
                 for content, side in pool.map(work, group):
-                    (train, val)[side].write(content)
+                    bins[side].write(content)
                     state["counts"][side] += bool(content)
-            for f in (train, val):
+            for f in bins:
                 f.flush()
                 os.fsync(f.fileno())
-            state |= {"archives": k + 1, "bytes": [train.tell(), val.tell()]}
+            state |= {"archives": k + 1, "bytes": [f.tell() for f in bins]}
             write_json(mark, state)
             if files != archives[k]:
                 os.unlink(files[0])
@@ -115,8 +116,8 @@ def announce(folder, source, size, tokenizer, workers):
         f"{disk / 1e9:.1f} GB of disk; tokenise on {workers} threads, very roughly "
         f"{size / 4e9 / workers:.1f} hours (an estimate). If it is stopped, the same command goes "
         "on from there.")
-    free, begun = shutil.disk_usage(folder).free, os.path.exists(os.path.join(folder, "unfinished"))
-    if free < disk and not begun:
+    free = shutil.disk_usage(folder).free
+    if free < disk and not os.path.exists(os.path.join(folder, "unfinished")):
         raise Fail(f"{folder} needs about {disk / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB "
                    "free: make room, or name another --data_dir")
 
