@@ -146,7 +146,8 @@ def check_sources(folder, options):
         return
     now = {"from": os.path.abspath(source)}
     if os.path.exists(source):                              # else it was read, and deleted
-        now = sources(source, **{k: options[k] for k in ("split", "field") if k in options})
+        how = {name: options[name] for name in ("split", "field") if name in options}
+        now = sources(source, **how)
     made = {"from": "unknown", **read_json(os.path.join(folder, "meta.json")).get("made", {})}
     for name, value in now.items():
         if made.get(name, value) != value:

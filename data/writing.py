@@ -34,6 +34,7 @@ def plain(document):
 
 def split(documents, share):
     """-> train, val. Where no hash is below `share`, val has the document with the smallest."""
+    documents = [document for document in documents if plain(document)]
     hashes = [text_hash(plain(document)) for document in documents]
     limit = max(int(share * 2 ** 64), min(hashes, default=0) + 1)
     train = [document for document, h in zip(documents, hashes) if h >= limit]
@@ -148,8 +149,8 @@ def sources(path, **how):
     if not os.path.exists(path):
         raise Fail(f"there is no {path}")
     files = [os.path.join(folder, f) for folder, _, found in os.walk(path) for f in found] or [path]
-    return {"from": os.path.abspath(path), "files": len(files),
-            "bytes": sum(map(os.path.getsize, files)), **how}
+    size = sum(map(os.path.getsize, files))
+    return {"from": os.path.abspath(path), "files": len(files), "bytes": size, **how}
 
 
 def write_json(path, value):

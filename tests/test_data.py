@@ -604,6 +604,17 @@ def test_a_text_by_paragraph_line_and_file(tmp_path):
     fails("no two different documents.*--split", data.load, *words, split="file")
 
 
+@pytest.mark.parametrize("split", ["line", "paragraph"])
+def test_an_empty_document_is_never_the_only_one_to_validate_on(tmp_path, split):
+    """The hash of "" is below those of the four words, so it would be the smallest."""
+    words = [w for w in map("word {}".format, range(50))
+             if writing.text_hash(w) > writing.text_hash("")][:4]
+    assert len(words) == 4
+    (tmp_path / "t.txt").write_text("\n\n\n\n".join(words))
+    d = data.load(str(tmp_path / "t.txt"), str(tmp_path), split=split)
+    assert sorted(everything(d)) == sorted(words) and len(d.val) == 1
+
+
 def test_a_changed_text_is_another_set(tmp_path):
     (tmp_path / "t.txt").write_text("one\n\ntwo")
     words = (str(tmp_path / "t.txt"), str(tmp_path))

@@ -111,11 +111,10 @@ def announce(folder, source, size, tokenizer, workers):
     """Say what will be done, and see whether the disk is large enough for it."""
     text = size if source.endswith((".txt", ".jsonl")) else 3 * size    # assumption: packed to 1/3
     disk = text * (0.46 if tokenizer.name == "gpt2" else 2.1)   # 4.4 bytes of text a GPT-2 token
-    what = f"read {source}" if source else "download, archive by archive, and delete what is read,"
-    say(f"owt: there is no {folder}/train.bin, so I make it: {what} {size / 1e9:.1f} GB; about "
-        f"{disk / 1e9:.1f} GB of disk; tokenise on {workers} threads, very roughly "
-        f"{size / 4e9 / workers:.1f} hours (an estimate). If it is stopped, the same command goes "
-        "on from there.")
+    what = f"read {source}" if source else "download, archive by archive,"
+    say(f"owt: making {folder}/train.bin: {what} {size / 1e9:.1f} GB; about {disk / 1e9:.1f} GB of "
+        f"disk; tokenise on {workers} threads, very roughly {size / 4e9 / workers:.1f} hours (an "
+        "estimate). If it is stopped, the same command goes on from there.")
     free = shutil.disk_usage(folder).free
     if free < disk and not os.path.exists(os.path.join(folder, "unfinished")):
         raise Fail(f"{folder} needs about {disk / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB "
