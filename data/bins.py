@@ -1,10 +1,10 @@
 """A token file as documents of at most block_size tokens.
 
 Longer documents are split at the blank line nearest the middle, recursively, and the blank line is
-dropped (as in FlexMDM's released code). Worked number: with block_size 4 the bytes `ab\\n\\ncde` have
-their middle at 3 and a blank line at 2, so the chunks are `ab` and `cde`. Where there is no blank
-line, chunks are cut at block_size: `abcdefg` becomes `abcd` and `efg`. Tasks are never cut: those
-that are too long are left out, and counted.
+dropped (as in FlexMDM's released code). Worked number: with block_size 4, the bytes `ab\\n\\ncde`
+have their middle at 3 and a blank line at 2, so the chunks are `ab` and `cde`. Where there is no
+blank line, chunks are cut at block_size: `abcdefg` becomes `abcd` and `efg`. Tasks are never cut:
+those that are too long are left out, and counted.
 """
 import hashlib
 import os
