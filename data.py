@@ -7,16 +7,10 @@
 A data set is a folder in nanoGPT's format: train.bin and val.bin, uint16 token ids, each document
 followed by the end-of-text id. They are uint32 where the vocabulary needs it, or where documents
 are tasks: the highest bit marks the tokens that a task gives. meta.json says what the set was made
-from and with.
+from and with. How documents are fitted to block_size: data/bins.py.
 
-To add one, add a folder: data/NAME/prepare.py with its TOKENIZER, its BLOCK_SIZE and a function
-prepare(folder, tokenizer), which ends with data.write_texts or data.write (data/writing.py).
-
-Documents longer than block_size are split at the blank line nearest the middle, recursively, and
-the blank line is dropped (as in FlexMDM's released code). Worked number: block_size 4 and the bytes
-`ab\\n\\ncde`: the blank line at 2 is nearest the middle, 3, so the chunks are `ab` and `cde`. Where
-there is no blank line, chunks are cut at block_size: `abcdefg` becomes `abcd` and `efg`. Tasks are
-never cut: those that are too long are left out, and counted.
+To add a data set, add a folder: data/NAME/prepare.py with its TOKENIZER, its BLOCK_SIZE and a
+function prepare(folder, tokenizer), which ends with data.write_texts or data.write.
 """
 import dataclasses
 import functools
@@ -30,7 +24,6 @@ import re
 import sys
 
 import numpy as np
-import torch
 
 from common import Fail, fcntl, flag, nearest, parse, say
 
@@ -38,14 +31,10 @@ HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data")
 SPLITS = ("paragraph", "line", "file")
 __path__ = [HERE]       # this file is the package `data`; the modules of the package are in data/
 
-from data.chunks import GIVEN, scan
+from data.bins import Documents
 from data.tokenizers import Tokenizer, tag_of, tokenizer_for, tokenizer_from
-from data.writing import (file_sha256, read_json, ready, sources, split, token_type, write,
-                          write_texts)
+from data.writing import file_sha256, read_json, ready, sources, split, write, write_texts
 
-
-# -----------------------------------------------------------------------------
-# batches
 
 def order(seed, step, batch_size, N):
     """The documents of one optimizer step, (batch_size,): a pure function, so that a resumed run
@@ -64,101 +53,6 @@ def order(seed, step, batch_size, N):
 @functools.lru_cache(maxsize=4)     # train and val, each with its next epoch: 4 x 70 MB for owt
 def permutation(seed, epoch, N):
     return np.random.default_rng([seed % 2 ** 64, epoch]).permutation(N).astype(np.uint32)
-
-
-class Documents:
-    """A token file as documents of 1 to block_size tokens; with packing "stream" as rows of exactly
-    block_size tokens, ends of text included. They are read when asked for, by os.pread: where a
-    mapped file that shrinks kills the process, a read comes back short.
-
-    lengths     (N,), in tokens; tokens: their sum
-    counts      what block_size does to the documents: see chunks.py
-    anchored    see `anchors` in writing.py
-    fingerprint of content, block_size and packing"""
-
-    def __init__(self, path, tokenizer, block_size, packing="documents"):
-        self.path, self.tokenizer = path, tokenizer
-        self.block_size, self.packing = block_size, packing
-        meta = read_json(os.path.join(os.path.dirname(path), "meta.json"))
-        self.anchored = meta.get("anchors", True)
-        self.dtype = np.dtype(meta.get("dtype", token_type(tokenizer)))
-        try:
-            self.file = open(path, "rb", buffering=0)
-        except OSError as e:
-            raise Fail(f"cannot read {path}: {e.strerror}") from None
-        self.size, self.mtime = self.state()
-        if self.size == 0 or self.size % self.dtype.itemsize:
-            raise Fail(f"{path} is empty, or of odd size for {self.dtype} tokens: delete it and "
-                       "prepare the data again")
-
-        table, self.counts, largest, sha256 = scan(self)
-        name = os.path.basename(path)
-        if meta.get("sha256", {}).get(name, sha256) != sha256:
-            raise Fail(f"{path} is not what its meta.json says (the sha256 differs): delete its "
-                       "folder to prepare it again")
-        if largest >= tokenizer.vocab_size:
-            raise Fail(f"{path} holds the id {largest}, and the {tokenizer.name} vocabulary ends "
-                       f"at {tokenizer.vocab_size - 1}: it was made with another tokenizer, or it "
-                       f"is no file of {self.dtype} tokens")
-        if not len(table):
-            raise Fail(f"{path} holds no document for --block_size {block_size} and --packing "
-                       f"{packing}: name others, or prepare the data again")
-        self.starts, self.lengths = table[:, 0].copy(), table[:, 1].astype(np.int32)    # (N,) (N,)
-        self.tokens = int(self.lengths.sum(dtype=np.int64))
-        content = repr([sha256, block_size, packing])
-        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
-
-    def __len__(self):
-        return len(self.starts)
-
-    def state(self):
-        s = os.fstat(self.file.fileno())
-        return s.st_size, s.st_mtime_ns
-
-    def pread(self, start, size):
-        """(size,) tokens from `start` on"""
-        width = self.dtype.itemsize
-        content = os.pread(self.file.fileno(), width * size, width * start)
-        if len(content) != width * size:
-            raise Fail(f"{self.path} shrank while it was in use: delete it and prepare the data "
-                       "again")
-        return np.frombuffer(content, dtype=self.dtype)
-
-    def read(self, i):
-        """(n,) int64: the ids of document i; GIVEN is added to those that are given"""
-        return self.pread(int(self.starts[i]), int(self.lengths[i])).astype(np.int64)
-
-    def document(self, i):
-        """-> list of ids"""
-        return (self.read(i) % GIVEN).tolist()
-
-    def given(self, i):
-        """-> list of bool: which tokens the task gives; None where none of the file can be given"""
-        return (self.read(i) >= GIVEN).tolist() if self.dtype.itemsize > 2 else None
-
-    def batch(self, ids):
-        """-> x (B, L) int64, right-padded with 0, L the longest of the batch; n (B,) int64, the
-        lengths; given (B, L) bool, or None where no token of the file can be given."""
-        if self.state() != (self.size, self.mtime):
-            raise Fail(f"{self.path} changed while it was in use: put the old file back and "
-                       "resume, or start again")
-        n = self.lengths[np.asarray(ids, dtype=np.int64)].astype(np.int64)      # (B,)
-        x = np.zeros((len(n), n.max(initial=0)), dtype=np.int64)                # (B, L)
-        for row, i in enumerate(ids):
-            x[row, :n[row]] = self.read(i)
-        given = torch.from_numpy(x >= GIVEN) if self.dtype.itemsize > 2 else None
-        return torch.from_numpy(x % GIVEN), torch.from_numpy(n), given
-
-    def report(self):
-        """One line on what block_size does to the documents, '' where it does nothing"""
-        now, counts = f"--block_size {self.block_size}", self.counts
-        parts = [(counts["cut"], f"documents longer than {now} are cut"),
-                 (counts["left_out"], f"tasks longer than {now} are left out"),
-                 (counts["empty"], "empty documents are left out")]
-        said = "; ".join(f"{count:,} {what}" for count, what in parts if count)
-        if counts["cut"] or counts["left_out"]:
-            said += f"; --block_size {counts['longest']} keeps all of them whole"
-        return f"{self.path}: {said}" if said else ""
 
 
 # -----------------------------------------------------------------------------
@@ -183,7 +77,8 @@ def load(dataset, data_dir="", block_size=0, tokenizer="", split="", field="text
     block_size 0, tokenizer "" (else a name or a Tokenizer): the set's own
     split, field        what a document is in a .txt and in a .jsonl
     more                for its prepare.py: source, files to make the set from; url; workers"""
-    home, prepare, options = data_dir or HERE, None, {"split": split, "field": field, **more}
+    home, prepare = data_dir or HERE, None
+    options = {"split": split, "field": field, **more}
     if dataset in names():
         module = importlib.import_module(f"data.{dataset}.prepare")
         prepare, tokenizer = module.prepare, tokenizer or module.TOKENIZER
@@ -196,55 +91,15 @@ def load(dataset, data_dir="", block_size=0, tokenizer="", split="", field="text
         tokenizer, split = tokenizer or "bytes", split or "paragraph"
         options |= {"path": dataset, "split": split}
         made = json.dumps([file_sha256(dataset), split, field, tag_of(tokenizer)])
-        stem = os.path.basename(dataset).split(".")[0]      # another text is another data set
-        digest = hashlib.sha256(made.encode()).hexdigest()[:8]
-        folder = os.path.join(home, "text", f"{stem}-{digest}")
+        digest = hashlib.sha256(made.encode()).hexdigest()[:8]     # another text is another set
+        folder = os.path.join(home, "text", f"{os.path.basename(dataset).split('.')[0]}-{digest}")
     else:
-        folder = next(filter(os.path.isdir, [dataset, os.path.join(home, dataset)]), "")
-        if not folder:
+        folder = dataset if os.path.isdir(dataset) else os.path.join(home, dataset)
+        if not os.path.isdir(folder):
             raise Fail(f"unknown data set {dataset!r}{nearest(dataset, names())} (known: "
                        f"{', '.join(names())}; and there is no file or folder of that name)")
     make(folder, prepare, tokenizer, options)
     return opened(dataset, folder, tokenizer, block_size or 1024, packing)
-
-
-def make(folder, prepare, tokenizer, options):
-    """Make the set unless it is there. One process does it, the others (torchrun starts many) wait
-    as long as it takes; the lock of a process that died is gone."""
-    takes = inspect.signature(prepare).parameters if prepare else {}
-    if options.get("source") and "source" not in takes:
-        raise Fail(f"{folder} is not made from files: leave out --from {options['source']}")
-    if ready(folder):
-        check_sources(folder, options)
-        return
-    if not prepare:
-        raise Fail(f"{folder} has no train.bin and val.bin, so it is no data set")
-    try:
-        os.makedirs(folder, exist_ok=True)
-        lock = open(os.path.join(folder, ".lock"), "w")
-    except OSError as e:
-        raise Fail(f"cannot write {folder} ({e.strerror}): name another --data_dir") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not ready(folder):
-            options = {name: value for name, value in options.items() if value and name in takes}
-            prepare(folder, tokenizer, **options)
-
-
-def check_sources(folder, options):
-    """Raises Fail where the set was made from something else than what is named now."""
-    source = options.get("source")
-    if not source:
-        return
-    now = {"from": os.path.abspath(source)}
-    if os.path.exists(source):
-        now = {name: options[name] for name in ("split", "field") if options[name]}
-        now |= sources(source)
-    made = {"from": "unknown", **read_json(os.path.join(folder, "meta.json")).get("made", {})}
-    for name, value in now.items():
-        if name in made and made[name] != value:
-            raise Fail(f"{folder} was made from something else ({name}: {made[name]}, now "
-                       f"{value}): delete it to make it again, or name another --data_dir")
 
 
 def names():
@@ -261,6 +116,45 @@ def folder_of(folder, tokenizer, default):
     return os.path.join(folder, tag_of(tokenizer))
 
 
+def make(folder, prepare, tokenizer, options):
+    """Make the set unless it is there. One process does it, the others (torchrun starts many) wait
+    as long as it takes; the lock of a process that died is gone."""
+    takes = inspect.signature(prepare).parameters if prepare else {}
+    options = {name: value for name, value in options.items() if value}
+    if "source" in options and "source" not in takes:
+        raise Fail(f"{folder} is not made from files: leave out --from {options['source']}")
+    if ready(folder):
+        check_sources(folder, options)
+        return
+    if not prepare:
+        raise Fail(f"{folder} has no train.bin and val.bin, so it is no data set")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        lock = open(os.path.join(folder, ".lock"), "w")
+    except OSError as e:
+        raise Fail(f"cannot write {folder} ({e.strerror}): name another --data_dir") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not ready(folder):
+            prepare(folder, tokenizer, **{k: v for k, v in options.items() if k in takes})
+
+
+def check_sources(folder, options):
+    """Raises Fail where the set was made from something else than what --from names now."""
+    source = options.get("source")
+    if not source:
+        return
+    now = {"from": os.path.abspath(source)}
+    if os.path.exists(source):                              # else it was read, and deleted
+        how = {name: options[name] for name in ("split", "field") if name in options}
+        now = sources(source, **how)
+    made = {"from": "unknown", **read_json(os.path.join(folder, "meta.json")).get("made", {})}
+    for name, value in now.items():
+        if made.get(name, value) != value:
+            raise Fail(f"{folder} was made from something else ({name}: {made[name]}, now "
+                       f"{value}): delete it to make it again, or name another --data_dir")
+
+
 def opened(name, folder, asked, block_size, packing):
     """What is in `folder` -> Dataset. asked: a tokenizer or its name; "": that of the set"""
     meta = read_json(os.path.join(folder, "meta.json"))
@@ -270,20 +164,20 @@ def opened(name, folder, asked, block_size, packing):
     spec = meta.get("tokenizer", {"name": "gpt2"})
     if asked and meta and tag_of(asked) not in spec.values():
         raise Fail(f"{folder} was tokenised as {spec['name']}, not as {tag_of(asked)}")
-    tokenizer, vocabulary = asked or spec, os.path.join(folder, "bpe.json")
+    tokenizer = asked or spec
     if "bpe.json" in meta.get("sha256", {}):
-        if not os.path.exists(vocabulary) or file_sha256(vocabulary) != meta["sha256"]["bpe.json"]:
-            raise Fail(f"{vocabulary} is not what meta.json says: delete {folder} to prepare it "
-                       "again")
-        tokenizer = read_json(vocabulary)
-    tokenizer, shape, sides = tokenizer_from(tokenizer), meta.get("shape"), []
+        path = os.path.join(folder, "bpe.json")
+        if not os.path.exists(path) or file_sha256(path) != meta["sha256"]["bpe.json"]:
+            raise Fail(f"{path} is not what meta.json says: delete {folder} to prepare it again")
+        tokenizer = read_json(path)
+    tokenizer, shape = tokenizer_from(tokenizer), meta.get("shape")
     if shape:                                       # images: one after the other, all of one size
         block_size, packing = math.prod(shape), "stream"
-    for side in ("train", "val"):
-        path = os.path.join(folder, f"{side}.bin")
+    sides = []
+    for path in (os.path.join(folder, "train.bin"), os.path.join(folder, "val.bin")):
         documents = Documents(path, tokenizer, block_size, packing)
-        if shape and documents.size % block_size:
-            raise Fail(f"{path} has {documents.size:,} bytes, which are no images of "
+        if shape and len(documents.ids) % block_size:
+            raise Fail(f"{path} has {len(documents.ids):,} bytes, which are no images of "
                        f"{' x '.join(map(str, shape))}: delete {folder} to prepare it again")
         if documents.report() and os.environ.get("RANK", "0") == "0":
             say(documents.report())

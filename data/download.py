@@ -47,8 +47,7 @@ def download(url, path, tries=5):
 def fetch(url, partial):
     """One attempt: append to the file `partial` what it lacks -> is it complete?"""
     have = os.path.getsize(partial) if os.path.exists(partial) else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    request = urllib.request.Request(url, headers=headers)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=60) as r:
         start = have if r.status == 206 else 0      # a server without ranges sends all of it again
         with open(partial, "ab" if start else "wb", buffering=0) as f:

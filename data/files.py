@@ -8,6 +8,7 @@ Files are read as streams. One that is damaged, or no utf-8, is a Fail that name
 import contextlib
 import gzip
 import io
+import itertools
 import json
 import lzma
 import math
@@ -20,12 +21,12 @@ TEXTS = (".txt", ".jsonl", ".jsonl.gz")
 ARCHIVES = (".tar", ".tar.xz", ".xz")       # of texts, or of archives of texts, as OpenWebText is
 LIMIT = 2 ** 26                             # bytes of a member of an archive
 TASKS = (("question", "answer"), ("prompt", "completion"), ("prefix", "middle", "suffix"))
-XZ = b"\xfd7zXZ\0"                         # how an .xz begins
 GENERATED = ("answer", "completion", "middle")
+XZ = b"\xfd7zXZ\0"                          # how an .xz begins
 
 
 def documents(path, split="paragraph", field="text"):
-    """The documents of a file; an archive in an archive comes as it is, (name, bytes)."""
+    """The documents of a file"""
     with intact(path), open(path, "rb") as raw:
         if path.endswith(ARCHIVES):
             yield from members(raw if path.endswith(".tar") else lzma.open(raw), path)
@@ -40,8 +41,12 @@ def documents(path, split="paragraph", field="text"):
                     yield json_document(line, field, f"{path} line {number}")
         elif split == "line":
             yield from (line.rstrip("\n") for line in lines)
+        elif split == "file":
+            yield lines.read().strip("\n")
         else:
-            yield from paragraphs(lines, split)
+            for is_text, group in itertools.groupby(lines, lambda line: bool(line.strip())):
+                if is_text:
+                    yield "".join(group).strip("\n")
 
 
 @contextlib.contextmanager
@@ -57,18 +62,6 @@ def intact(path):
                    "-f latin1 -t utf-8") from None
     except OSError as e:
         raise Fail(f"cannot read {path}: {e.strerror or e}") from None
-
-
-def paragraphs(lines, split):
-    """Documents between blank lines; split "file": all lines are one document"""
-    found = []
-    for line in lines:
-        if split == "file" or line.strip():
-            found.append(line)
-        else:
-            yield "".join(found).strip("\n")
-            found = []
-    yield "".join(found).strip("\n")
 
 
 def json_document(line, field, where):
@@ -93,25 +86,31 @@ def json_document(line, field, where):
 
 
 def members(stream, name, most=math.inf):
-    """The texts of a tar, in order, and its .xz members as (name, bytes). most: bytes in all.
+    """The texts of a tar, in order, and those of tars in its .xz members. most: bytes in all
 
     Of tarfile only the headers are used. It would follow a name or a PAX header of gigabytes into
     memory, and takes a damaged header, or a file that just stops, for the end of an archive. Here a
     member of any kind has at most LIMIT bytes, and nothing is ever written under its name."""
+    inner = most < math.inf
     while (header := stream.read(512)) == b"" or header.strip(b"\0"):       # zeros end an archive
         info = tarfile.TarInfo.frombuf(header, "utf-8", "replace")          # or raises a TarError
+        where = f"{name}: {info.name}"
         most -= info.size
         if not 0 <= info.size <= LIMIT or most < 0:
-            raise Fail(f"{name}: {info.name!r} unpacks to more than an archive of texts should "
+            raise Fail(f"{where!r} unpacks to more than an archive of texts should "
                        f"({info.size:,} bytes)")
         blocks = stream.read(info.size + -info.size % 512)
         if len(blocks) < info.size or len(blocks) % 512:
             raise tarfile.ReadError("unexpected end of data")
         content = blocks[:info.size]
-        if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            if content.startswith(XZ):
-                yield f"{name}: {info.name}", content
-            else:
-                yield content.decode("utf-8", "replace")
+        if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            continue
+        if not content.startswith(XZ):
+            yield content.decode("utf-8", "replace")
+        elif inner:
+            raise Fail(f"{where!r} is an archive in an archive in an archive: unpack one of them")
+        else:
+            with intact(where):
+                yield from members(lzma.open(io.BytesIO(content)), where, 4 * LIMIT)
     if len(stream.read(2 ** 20)) == 2 ** 20:                # also: reading to the end checks an .xz
         raise tarfile.ReadError("it goes on after its end")

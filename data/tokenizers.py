@@ -20,9 +20,9 @@ from retrofit import tokenizer as hub
 
 
 class Tokenizer:
-    """`encoding`: a tiktoken.Encoding, or what looks like one. `eot` ends a document; no text has
-    it. `tag`: the name, for trained and pretrained ones with a hash. `ranks`: the tokens of a
-    trained one, as bytes."""
+    """encoding: a tiktoken.Encoding, or what looks like one. eot: the id that ends a document; no
+    text has it. tag: the name, with a hash if it is trained or pretrained. ranks: the tokens of a
+    trained one, hexadecimal."""
 
     def __init__(self, name, encoding, vocab_size, eot, tag="", ranks=()):
         self.name, self.encoding, self.vocab_size, self.eot = name, encoding, vocab_size, eot
@@ -44,9 +44,7 @@ class Tokenizer:
     def spec(self):
         """A plain dict, for checkpoints and files, of which tokenizer_from makes the same again"""
         spec = {"name": self.name, "tag": self.tag}
-        if self.ranks:
-            spec["ranks"] = [token.hex() for token in self.ranks]
-        return spec
+        return {**spec, "ranks": self.ranks} if self.ranks else spec
 
     @functools.cached_property
     def blank_line(self):
@@ -82,7 +80,8 @@ class Numbers:
 
 
 def tokenizer_from(spec):
-    """A name or a spec -> Tokenizer. Raises Fail for an unknown name, and for an untrained BPE."""
+    """A name, a spec or a Tokenizer -> Tokenizer. Raises Fail for an unknown name, and for an
+    untrained BPE."""
     if isinstance(spec, Tokenizer):
         return spec
     if isinstance(spec, dict) and "ranks" in spec:
@@ -92,13 +91,18 @@ def tokenizer_from(spec):
         return Tokenizer(name, Utf8(), 256, 0)
     if name == "gpt2":
         return Tokenizer(name, gpt2(), 50257, 50256)
-    if found := re.fullmatch(r"(numbers|intensities)-([1-9]\d{0,8})", name):
-        V = int(found[2])
-        if found[1] == "numbers":
-            return Tokenizer(name, Numbers(V - 1), V, V - 1)
+    if found := re.fullmatch(r"numbers-([1-9]\d{0,8})", name):
+        V = int(found[1])
+        return Tokenizer(name, Numbers(V - 1), V, V - 1)
+    if found := re.fullmatch(r"intensities-([1-9]\d{0,8})", name):
+        V = int(found[1])
         return Tokenizer(name, Numbers(V), V, -1)
-    if os.path.exists(os.path.join(name, "tokenizer.json")):
-        return Tokenizer(name, *hub.load(name), tag_of(name))
+    path = os.path.join(name, "tokenizer.json")
+    if os.path.exists(path):
+        with open(path, "rb") as f:
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        tag = f"{os.path.basename(os.path.abspath(name))}-{digest[:8]}"
+        return Tokenizer(name, *hub.load(name), tag)
     raise Fail(f"unknown tokenizer {name!r}: it is bytes, gpt2, bpe or bpe-SIZE (for a data set "
                "that is made from texts), numbers-V, or a folder with a tokenizer.json")
 
@@ -128,7 +132,7 @@ def trained(name, ranks):
         raise Fail(f"the vocabulary of the tokenizer {name!r} is damaged: prepare the data again")
     encoding = tiktoken.Encoding(name, pat_str=PATTERN, special_tokens={}, mergeable_ranks=tokens)
     tag = f"{name}-{hashlib.sha256(repr(list(tokens)).encode()).hexdigest()[:8]}"
-    return Tokenizer(name, encoding, len(tokens) + 1, len(tokens), tag, list(tokens))
+    return Tokenizer(name, encoding, len(tokens) + 1, len(tokens), tag, ranks)
 
 
 @functools.cache
@@ -136,8 +140,7 @@ def gpt2():
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception as e:      # no network, a proxy, a damaged file: many kinds are raised
-        folder = (os.environ.get("TIKTOKEN_CACHE_DIR")
-                  or "a folder and name the folder in the environment variable TIKTOKEN_CACHE_DIR")
+        folder = os.environ.get("TIKTOKEN_CACHE_DIR") or "a folder that TIKTOKEN_CACHE_DIR names"
         raise Fail("the GPT-2 vocabulary is not here and cannot be fetched "
                    f"({type(e).__name__}): get vocab.bpe and encoder.json from "
                    "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/, and put them "
@@ -147,11 +150,5 @@ def gpt2():
 
 def tag_of(tokenizer):
     """A Tokenizer or a name -> what names its folders: bpe -> bpe-1024, MODEL -> MODEL-HASH"""
-    if bpe_size(tokenizer):
-        return f"bpe-{bpe_size(tokenizer)}"
-    path = os.path.join(str(tokenizer), "tokenizer.json")
-    if not os.path.exists(path):
-        return tokenizer_from(tokenizer).tag
-    with open(path, "rb") as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
-    return f"{os.path.basename(os.path.abspath(tokenizer))}-{digest[:8]}"
+    size = bpe_size(tokenizer)
+    return f"bpe-{size}" if size else tokenizer_from(tokenizer).tag

@@ -11,10 +11,10 @@ import os
 import re
 import tempfile
 
-import data
 from common import Fail
+from data.bins import Documents
 from data.files import documents
-from data.writing import encode, plain, stored, token_type, write_json
+from data.writing import encode, plain, write
 
 
 def attach(marks):
@@ -60,11 +60,7 @@ def load(path, tokenizer, block_size, split="paragraph", field="text", packing="
     words = sum(len(plain(document).split()) for document in marked)
     found = [undo(d, detokenize) if isinstance(d, str) else d for d in marked]  # tasks have none
     size = sum(len(plain(document).encode()) for document in found)
-    encoded = [encode(document, tokenizer) for document in found]
-    dtype = token_type(tokenizer, tasks=any(given is not None for _, given in encoded))
     with tempfile.TemporaryDirectory() as folder:   # what has been opened can still be read
-        path = os.path.join(folder, "whole.bin")
-        with open(path, "wb") as f:
-            f.writelines(stored(ids, given, tokenizer, dtype) for ids, given in encoded)
-        write_json(os.path.join(folder, "meta.json"), {"dtype": dtype})
-        return data.Documents(path, tokenizer, block_size, packing), words / max(1, size)
+        write(folder, {"val": [encode(d, tokenizer) for d in found]}, tokenizer, made={})
+        opened = Documents(os.path.join(folder, "val.bin"), tokenizer, block_size, packing)
+    return opened, words / max(1, size)

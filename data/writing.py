@@ -15,14 +15,11 @@ import os
 import numpy as np
 
 from common import Fail, atomic_open, say
-from data.chunks import GIVEN
 from data.tokenizers import tag_of, tokenizer_for, tokenizer_from
 
+GIVEN = 2 ** 31             # added to the ids of tokens that a task gives; only in files of uint32
 INTENSITIES = "intensities-256"     # the tokenizer of images
 
-
-# -----------------------------------------------------------------------------
-# documents -> tokens
 
 def text_hash(text):
     """A number below 2^64 that depends on the text alone"""
@@ -37,6 +34,7 @@ def plain(document):
 
 def split(documents, share):
     """-> train, val. Where no hash is below `share`, val has the document with the smallest."""
+    documents = [document for document in documents if plain(document)]
     hashes = [text_hash(plain(document)) for document in documents]
     limit = max(int(share * 2 ** 64), min(hashes, default=0) + 1)
     train = [document for document, h in zip(documents, hashes) if h >= limit]
@@ -60,6 +58,8 @@ def encode(document, tokenizer):
 
 
 def token_type(tokenizer, tasks=False):
+    if tokenizer.eot < 0:
+        return "|u1"                                # images
     return "<u4" if tasks or tokenizer.vocab_size > 2 ** 16 else "<u2"
 
 
@@ -67,70 +67,60 @@ def stored(ids, given, tokenizer, dtype):
     """A document -> its bytes in a bin; b"" for one without tokens"""
     if len(ids) == 0:
         return b""
-    tokens = np.append(ids, tokenizer.eot).astype(np.int64)
+    tokens = np.array(ids, dtype=np.int64)
     if given is not None:
-        tokens[:-1] += GIVEN * np.array(given, dtype=np.int64)
+        tokens += GIVEN * np.array(given, dtype=np.int64)
+    if tokenizer.eot >= 0:
+        tokens = np.append(tokens, tokenizer.eot)
     return tokens.astype(dtype).tobytes()
 
 
-# -----------------------------------------------------------------------------
-# tokens -> a data set
-
 def write_texts(folder, train, val, tokenizer, made):
     """Make a data set of documents. tokenizer: a Tokenizer or a name; "bpe" is trained on `train`.
-    made: a dict for meta.json: what the set was made from"""
+    made: what the set was made from, a dict for meta.json"""
     tokenizer = tokenizer_for(tokenizer, [plain(document) for document in train])
     sides = {"train": [encode(document, tokenizer) for document in train],
              "val": [encode(document, tokenizer) for document in val]}
     write(folder, sides, tokenizer, made)
 
 
-def write(folder, sides, tokenizer, made, anchors=True):
-    """The same for tokens.
-
-    sides       {"train": [(ids, given), ...], "val": [...]}: ids without the end of text; given:
-                for each id whether the task gives it, or None
-    anchors     False: a hole between given tokens may be empty, so it does not begin with a mask
-                (see interpolant.anchors_of)"""
-    tasks = any(given is not None for documents in sides.values() for _, given in documents)
-    dtype = token_type(tokenizer, tasks)
-    bins, counts = {}, {}
-    for side, documents in sides.items():
-        bins[side] = [stored(ids, given, tokenizer, dtype) for ids, given in documents]
-        counts[side] = sum(map(bool, bins[side]))
-        if not counts[side]:
-            raise Fail(f"{folder}: no document for {side}.bin holds a token")
-        if counts[side] < len(documents):
-            say(f"{len(documents) - counts[side]:,} documents without a token are left out")
-    fill(folder, bins)
-    finish(folder, counts, tokenizer, dtype, made, anchors=anchors)
-
-
 def write_images(folder, tokenizer, sides, made):
-    """The same for images. A document is an image: H x W x C intensities of 0 to 255, row by row,
+    """Make a data set of images. A document is an image: H x W x C intensities, row by row,
     channels last. All have the same length, so no end of text stands between them; meta.json has
     the "shape". sides: {"train": [images, ...], "val": [...]}, each (N, H, W, C) uint8"""
     if tag_of(tokenizer) != INTENSITIES:
         raise Fail(f"images are no text: leave out --tokenizer {tag_of(tokenizer)}")
-    fill(folder, {side: map(np.ndarray.tobytes, parts) for side, parts in sides.items()})
+    documents = {side: [(image.ravel(), None) for images in parts for image in images]
+                 for side, parts in sides.items()}
     shape = sides["val"][0].shape[1:]
-    counts = {side: sum(map(len, parts)) for side, parts in sides.items()}
-    finish(folder, counts, tokenizer_from(tokenizer), "|u1", made, shape=shape)
+    write(folder, documents, tokenizer_from(tokenizer), made, shape=shape)
 
 
-def fill(folder, bins):
-    """bins: {"train": the content of train.bin, ...}: iterables of bytes"""
+def write(folder, sides, tokenizer, made, **more):
+    """Make a data set of documents that are tokens already.
+
+    sides       {"train": [(ids, given), ...], "val": [...]}: ids without the end of text; given:
+                for each id whether the task gives it, or None where nothing is given
+    more        goes to meta.json too. anchors=False: a hole between given tokens may be empty, so
+                it does not begin with a mask (see interpolant.anchors_of)"""
+    tasks = any(given is not None for documents in sides.values() for _, given in documents)
+    dtype, counts = token_type(tokenizer, tasks), dict.fromkeys(sides, 0)
     write_json(os.path.join(folder, "unfinished"), {})
-    for side, contents in bins.items():
+    for side, documents in sides.items():
         with open(os.path.join(folder, f"{side}.bin"), "wb") as f:
-            f.writelines(contents)
+            for ids, given in documents:
+                counts[side] += f.write(stored(ids, given, tokenizer, dtype)) > 0
+        if not counts[side]:
+            raise Fail(f"{folder}: no document for {side}.bin holds a token")
+    finish(folder, counts, tokenizer, dtype, made, **more)
 
 
 def finish(folder, counts, tokenizer, dtype, made, **more):
     """The bins are written: add the vocabulary and meta.json. counts: {"train": documents, ...}"""
-    names, width = ["train.bin", "val.bin"], np.dtype(dtype).itemsize
-    sizes = {side: os.path.getsize(os.path.join(folder, f"{side}.bin")) for side in counts}
-    tokens = {side: size // width for side, size in sizes.items()}
+    tokens, names = {}, [f"{side}.bin" for side in counts]
+    for side in counts:
+        size = os.path.getsize(os.path.join(folder, f"{side}.bin"))
+        tokens[side] = size // np.dtype(dtype).itemsize
     if tokenizer.ranks:
         names.append("bpe.json")
         write_json(os.path.join(folder, "bpe.json"), tokenizer.spec())
@@ -143,9 +133,6 @@ def finish(folder, counts, tokenizer, dtype, made, **more):
         f"{sum(tokens.values()):,} tokens ({tokenizer.tag})")
 
 
-# -----------------------------------------------------------------------------
-# the folder of a data set
-
 def ready(folder):
     """Are both token files there, and complete?"""
     if os.path.exists(os.path.join(folder, "unfinished")):
@@ -156,13 +143,14 @@ def ready(folder):
     return all(here)
 
 
-def sources(path):
-    """What a set is made from, for meta.json: a path, how many files and how many bytes it has"""
+def sources(path, **how):
+    """What a set is made from, for meta.json: a path, how many files and how many bytes it has.
+    how: the split and the field that the documents were read by"""
     if not os.path.exists(path):
         raise Fail(f"there is no {path}")
     files = [os.path.join(folder, f) for folder, _, found in os.walk(path) for f in found] or [path]
-    return {"from": os.path.abspath(path), "files": len(files),
-            "bytes": sum(map(os.path.getsize, files))}
+    size = sum(map(os.path.getsize, files))
+    return {"from": os.path.abspath(path), "files": len(files), "bytes": size, **how}
 
 
 def write_json(path, value):

@@ -28,7 +28,7 @@ import torch
 
 import data
 from common import Fail
-from data import chunks, download, files, tokenizers, writing
+from data import bins, download, files, tokenizers, writing
 from data.brackets import prepare as brackets
 from data.functions import prepare as functions
 from data.owt import prepare as owt
@@ -246,7 +246,7 @@ def test_the_docstrings_worked_number():
 @pytest.mark.parametrize("window", [64, 2 ** 24])
 def test_long_documents_are_split_as_the_reference_does(tmp_path, monkeypatch, window):
     """Also where a document straddles the windows in which a file is read."""
-    monkeypatch.setattr(chunks, "WINDOW", window)
+    monkeypatch.setattr(bins, "WINDOW", window)
     rng = random.Random(window)
     for trial in range(60):
         documents = [[rng.choice([10, 10, 97, 98, 99]) for _ in range(rng.randrange(60))]
@@ -279,7 +279,7 @@ def test_a_blank_line_that_is_one_token_is_found(tmp_path):
 
 
 def test_a_document_without_end_is_cut_and_not_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, "WINDOW", 8)
+    monkeypatch.setattr(bins, "WINDOW", 8)
     docs = data.Documents(write_bin(tmp_path / "a.bin", [[1] * 100, [2] * 3]), BYTES, 4)
     assert sum(docs.lengths) == 103 and docs.document(len(docs) - 1) == [2] * 3
 
@@ -324,7 +324,7 @@ def test_order_is_pure_and_every_epoch_is_a_permutation():
 # files that are not what they should be
 
 @pytest.mark.parametrize("content, sentence", [
-    (b"", "empty"), (b"abc", "of odd size"), (b"\0\0\0\0", "no document"),
+    (b"", "empty"), (b"abc", "not a multiple"), (b"\0\0\0\0", "no document"),
     (b"\xff\xff\0\0", "holds the id 65535")])
 def test_token_files_that_are_none(tmp_path, content, sentence):
     path = tmp_path / "a.bin"
@@ -340,7 +340,7 @@ def test_a_file_that_changes_or_shrinks_under_a_running_job_is_noticed(tmp_path)
     docs.batch([0, 1])
     os.truncate(path, 6)
     fails("changed while it was in use", docs.batch, [0])
-    fails("shrank", docs.document, 1)
+    fails("changed while it was in use", docs.document, 1)
     path = write_bin(tmp_path / "b.bin", [[1, 2], [3, 4]])
     docs = data.Documents(path, BYTES, 4)
     write_bin(path, [[1, 2], [3, 5]])
@@ -604,6 +604,17 @@ def test_a_text_by_paragraph_line_and_file(tmp_path):
     fails("no two different documents.*--split", data.load, *words, split="file")
 
 
+@pytest.mark.parametrize("split", ["line", "paragraph"])
+def test_an_empty_document_is_never_the_only_one_to_validate_on(tmp_path, split):
+    """The hash of "" is below those of the four words, so it would be the smallest."""
+    words = [w for w in map("word {}".format, range(50))
+             if writing.text_hash(w) > writing.text_hash("")][:4]
+    assert len(words) == 4
+    (tmp_path / "t.txt").write_text("\n\n\n\n".join(words))
+    d = data.load(str(tmp_path / "t.txt"), str(tmp_path), split=split)
+    assert sorted(everything(d)) == sorted(words) and len(d.val) == 1
+
+
 def test_a_changed_text_is_another_set(tmp_path):
     (tmp_path / "t.txt").write_text("one\n\ntwo")
     words = (str(tmp_path / "t.txt"), str(tmp_path))
@@ -636,7 +647,7 @@ def test_tasks_keep_what_is_given_apart(tmp_path, capsys, name):
     path = tmp_path / "tasks.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     d = data.load(str(path), str(tmp_path), block_size=20, tokenizer=name)
-    assert d.train.dtype == np.uint32 and len(d.train) + len(d.val) == 42
+    assert d.train.ids.dtype == np.uint32 and len(d.train) + len(d.val) == 42
     longest = d.train.counts["longest"]
     assert (f"1 tasks longer than --block_size 20 are left out; --block_size {longest} keeps all "
             "of them whole") in capsys.readouterr().out
@@ -749,14 +760,18 @@ def test_hostile_member_names_reach_nothing(tmp_path, monkeypatch):
 def test_long_names_of_every_format(form):
     """An archive in an archive is known by how it begins, whatever the length of its name."""
     name, out = "folder/" * 20 + "é" * (form != tarfile.USTAR_FORMAT) + "x.xz", io.BytesIO()
-    content = lzma.compress(b"hi")
+    content = lzma.compress(archive({"a.txt": "packed"}))
     with tarfile.open(fileobj=out, mode="w", format=form) as tar:
         for member in (name, "b.txt"):
             info = tarfile.TarInfo(member)
             info.size = len(content) if member == name else 2
             tar.addfile(info, io.BytesIO(content if member == name else b"hi"))
-    (_, packed), text = read_archive(out.getvalue())
-    assert packed == content and text == "hi"
+    assert read_archive(out.getvalue()) == ["packed", "hi"]
+
+
+def test_archives_go_no_deeper_than_openwebtext():
+    inner = lzma.compress(archive({"b.xz": lzma.compress(archive({"c": "c"}))}))
+    fails("archive in an archive in an archive", read_archive, archive({"a.xz": inner}))
 
 
 def giant_header(kind, size):
@@ -1066,11 +1081,11 @@ def command(*words):
 SCRIPT = os.path.join(ROOT, "data", "owt", "prepare.py")
 
 
-def test_several_processes_make_the_same_files(plain, tmp_path):
+def test_several_threads_make_the_same_files(plain, tmp_path):
     process = command(SCRIPT, "--from", str(plain / "archives"), "--data_dir", str(tmp_path),
                       "--tokenizer", "bytes", "--workers", "2")
     out, err = process.communicate()
-    assert process.returncode == 0 and "on 2 processes" in out, err
+    assert process.returncode == 0 and "on 2 threads" in out, err
     assert tokens_of(tmp_path) == tokens_of(plain)
 
 

@@ -39,17 +39,18 @@ def read(path):
                 raise Fail(f"{path}: {member.name} has {member.size:,} bytes, which are no 1 to "
                            f"10,000 records of {RECORD}: {wanted}")
             records = np.frombuffer(archive.extractfile(member).read(), dtype=np.uint8)
-            images = channels_last(records.reshape(-1, RECORD)[:, 1:])
-            sides["train" if found[1] == "data" else "val"].append(images)
+            planes = records.reshape(-1, RECORD)[:, 1:]
+            sides["train" if found[1] == "data" else "val"].append(channels_last(planes))
     if not sides["train"] or not sides["val"]:
         raise Fail(f"{path} has no data_batch_1.bin and test_batch.bin: {wanted}")
     return sides
 
 
 def prepare(folder, tokenizer, source=""):
-    made = sources(source) if source else {"from": URL}
-    if not source:
-        source = os.path.join(folder, "cifar-10-binary.tar.gz")
+    if source:
+        made = sources(source)
+    else:
+        made, source = {"from": URL}, os.path.join(folder, os.path.basename(URL))
         if not os.path.exists(source):
             say(f"downloading {URL}, 170 MB")
             download(URL, source)

@@ -10,7 +10,7 @@ import textwrap
 sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
 import data
 from common import main
-from data.python.prepare import harvest, library, statements
+from data.python.prepare import harvest, library
 
 TOKENIZER, BLOCK_SIZE = "bpe-2048", 1024
 MOST = 1024                     # bytes
@@ -20,7 +20,7 @@ def functions():
     """-> set of functions and methods with their decorators, dedented, of 16 to MOST bytes"""
     found = set()
     for source, tree in library():
-        for s in statements(tree):
+        for s in ast.walk(tree):
             if isinstance(s, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 first = min([s.lineno] + [d.lineno for d in s.decorator_list])
                 lines = b"\n".join(source[first - 1:s.end_lineno]).decode()

@@ -6,37 +6,31 @@
 SOURCE: an archive (.tar, .tar.xz, .xz), a text (.txt, .jsonl, .jsonl.gz), or a folder of them.
 Stopped? The same command goes on with the archive that it was at.
 """
-import concurrent.futures
 import dataclasses
-import io
+import functools
 import itertools
-import lzma
-import multiprocessing
 import os
 import re
 import shutil
-import signal
 import sys
-import threading
+from multiprocessing.pool import ThreadPool
 
 sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
 import data
 from common import Fail, flag, main, say
 from data.download import download, expand
-from data.files import ARCHIVES, LIMIT, TEXTS, documents, intact, members
+from data.files import ARCHIVES, TEXTS, documents
 from data.tokenizers import bpe_size, tokenizer_from
-from data.writing import (finish, plain, read_json, sources, stored, text_hash, token_type,
-                          write_json)
+from data.writing import finish, read_json, sources, stored, text_hash, token_type, write_json
 
 TOKENIZER, BLOCK_SIZE = "gpt2", 1024
 URL = ("https://huggingface.co/datasets/Skylion007/openwebtext/resolve/"
        "8cfd553694d06979cfec29248b200468786f0294/subsets/urlsf_subset{00..20}.tar")
 SHARE = 0.0005                  # validation documents: nanoGPT's share, but drawn by a hash
-BATCH = 2 ** 20                 # characters that a process tokenises at a time
 
 
 def local(source):
-    """-> a list of lists of files: an archive alone, all texts together. Names what it skips."""
+    """-> lists of files: each archive alone, all .txt together. Names what it skips."""
     if os.path.isfile(source):
         return [[source]]
     archives, texts, skipped = [], [], []
@@ -47,100 +41,67 @@ def local(source):
             texts.append(path)
         else:
             archives.append([path])
+    known = ", ".join(ARCHIVES + TEXTS)
     if skipped:
-        say(f"{len(skipped)} files in {source} are skipped, because they are not of "
-            f"{', '.join(ARCHIVES + TEXTS)}: {', '.join(skipped)}")
-    if texts:
-        archives.append(texts)
-    if not archives:
-        raise Fail(f"{source} has no files of {', '.join(ARCHIVES + TEXTS)}")
-    return archives
+        say(f"{len(skipped)} files in {source} are skipped, because they are not of {known}: "
+            f"{', '.join(skipped)}")
+    if not archives and not texts:
+        raise Fail(f"{source} has no files of {known}")
+    return archives + [texts] if texts else archives
 
 
-def batches(paths, split, field):
-    """Files -> lists of texts, and packed archives as they are: (name, bytes)"""
-    batch, size = [], 0
-    for document in (document for path in paths for document in documents(path, split, field)):
-        if isinstance(document, tuple):
-            yield document
-            continue
-        batch.append(document)
-        size += len(plain(document))
-        if size > BATCH:
-            yield batch
-            batch, size = [], 0
-    yield batch
+def tokenise(text, tokenizer, limit):
+    """-> what to append to a bin, and to which: 0 train.bin, 1 val.bin"""
+    if not isinstance(text, str):
+        raise Fail("owt takes texts, no tasks with given tokens: --dataset FILE.jsonl does")
+    text = re.sub("\n\n\n+", "\n\n", text).strip()          # as Hugging Face does, so nanoGPT
+    content = stored(tokenizer.encode(text), None, tokenizer, token_type(tokenizer))
+    return content, int(text_hash(text) < limit)
 
 
-def start_worker(tokenizer):
-    """Ctrl-C is for the parent, and no worker outlives it."""
-    global worker_tokenizer
-    worker_tokenizer = tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def end_with_parent():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def fetched(paths, folder):
+    """Files as they are; an address is downloaded into `folder`."""
+    if not paths[0].startswith("http"):
+        return paths
+    path = os.path.join(folder, os.path.basename(paths[0].split("?")[0]))
+    if not os.path.exists(path):
+        download(paths[0], path)
+    return [path]
 
 
-def tokenise(batch, share):
-    """-> what to append to train.bin and to val.bin, and how many documents each is. A `share` of
-    all texts, those with the lowest hashes, are validation data."""
-    if isinstance(batch, tuple):
-        name, content = batch
-        with intact(name):
-            batch = list(members(lzma.open(io.BytesIO(content)), name, most=4 * LIMIT))
-    contents, counts = (io.BytesIO(), io.BytesIO()), [0, 0]
-    for text in batch:
-        if not isinstance(text, str):
-            raise Fail("owt takes texts, no tasks with given tokens: --dataset FILE.jsonl does")
-        text = re.sub("\n\n\n+", "\n\n", text).strip()      # as Hugging Face does, so nanoGPT
-        ids = worker_tokenizer.encode(text)
-        if ids:
-            side = int(text_hash(text) < share * 2 ** 64)
-            dtype = token_type(worker_tokenizer)
-            contents[side].write(stored(ids, None, worker_tokenizer, dtype))
-            counts[side] += 1
-    return [content.getvalue() for content in contents], counts
-
-
-def fill(folder, job, archives, tokenizer, workers, split, field):
+def fill(folder, job, archives, read, tokenizer, workers):
     """Tokenise into train.bin and val.bin -> how many documents they hold. After each archive the
     file `unfinished` says how far they are good: a run that was stopped goes on from there.
-    job: what is to be done; another one is begun anew. archives: lists of files or addresses"""
-    mark, *bins = [os.path.join(folder, name) for name in ("unfinished", "train.bin", "val.bin")]
+
+    job         what is to be done; another one is begun anew
+    archives    lists of files or of addresses; read: a file -> its texts"""
+    mark, *paths = [os.path.join(folder, name) for name in ("unfinished", "train.bin", "val.bin")]
     state = read_json(mark)
-    if state.get("job") != job or not all(map(os.path.exists, bins)):
+    if state.get("job") != job or not all(map(os.path.exists, paths)):
         state = {"job": job, "archives": 0, "bytes": [0, 0], "counts": [0, 0]}
     write_json(mark, state)
-    with (open(bins[0], "ab") as train, open(bins[1], "ab") as val,
-          concurrent.futures.ProcessPoolExecutor(workers, initializer=start_worker,
-                                                 initargs=(tokenizer,)) as pool):
-        train.truncate(state["bytes"][0])
-        val.truncate(state["bytes"][1])
-        if state["archives"]:
-            say(f"going on after {sum(state['counts']):,} documents")
+    if state["archives"]:
+        say(f"going on after {sum(state['counts']):,} documents")
+    work = functools.partial(tokenise, tokenizer=tokenizer, limit=job["share"] * 2 ** 64)
+    # threads are enough: tiktoken, 85% of the time (measured), lets go of Python's lock
+    with open(paths[0], "ab") as train, open(paths[1], "ab") as val, ThreadPool(workers) as pool:
+        bins = train, val
+        for f, size in zip(bins, state["bytes"]):
+            f.truncate(size)
         for k in range(state["archives"], len(archives)):
-            paths, is_web = archives[k], archives[k][0].startswith("http")
-            if is_web:
-                paths = [os.path.join(folder, os.path.basename(paths[0].split("?")[0]))]
-                if not os.path.exists(paths[0]):
-                    download(archives[k][0], paths[0])
-            todo = batches(paths, split, field)
-            while group := list(itertools.islice(todo, 4 * workers)):       # they cost memory
-                for contents, counts in pool.map(tokenise, group, itertools.repeat(job["share"])):
-                    train.write(contents[0])
-                    val.write(contents[1])
-                    state["counts"] = [a + b for a, b in zip(state["counts"], counts)]
-            for f in (train, val):
+            files = fetched(archives[k], folder)
+            texts = itertools.chain.from_iterable(map(read, files))
+            while group := list(itertools.islice(texts, 64 * workers)):
+                for content, side in pool.map(work, group):
+                    bins[side].write(content)
+                    state["counts"][side] += bool(content)
+            for f in bins:
                 f.flush()
                 os.fsync(f.fileno())
-            state |= {"archives": k + 1, "bytes": [train.tell(), val.tell()]}
+            state |= {"archives": k + 1, "bytes": [f.tell() for f in bins]}
             write_json(mark, state)
-            if is_web:
-                os.unlink(paths[0])
+            if files != archives[k]:
+                os.unlink(files[0])
             say(f"archive {k + 1}/{len(archives)} | {sum(state['counts']):,} documents | "
                 f"{sum(state['bytes']) / 1e9:.2f} GB of tokens")
     return state["counts"]
@@ -150,13 +111,12 @@ def announce(folder, source, size, tokenizer, workers):
     """Say what will be done, and see whether the disk is large enough for it."""
     text = size if source.endswith((".txt", ".jsonl")) else 3 * size    # assumption: packed to 1/3
     disk = text * (0.46 if tokenizer.name == "gpt2" else 2.1)   # 4.4 bytes of text a GPT-2 token
-    what = f"read {source}" if source else "download, archive by archive, and delete what is read,"
-    say(f"owt: there is no {folder}/train.bin, so I make it: {what} {size / 1e9:.1f} GB; about "
-        f"{disk / 1e9:.1f} GB of disk; tokenise on {workers} processes, very roughly "
-        f"{size / 4e9 / workers:.1f} hours (an estimate). If it is stopped, the same command goes "
-        "on from there.")
-    free, begun = shutil.disk_usage(folder).free, os.path.exists(os.path.join(folder, "unfinished"))
-    if free < disk and not begun:
+    what = f"read {source}" if source else "download, archive by archive,"
+    say(f"owt: making {folder}/train.bin: {what} {size / 1e9:.1f} GB; about {disk / 1e9:.1f} GB of "
+        f"disk; tokenise on {workers} threads, very roughly {size / 4e9 / workers:.1f} hours (an "
+        "estimate). If it is stopped, the same command goes on from there.")
+    free = shutil.disk_usage(folder).free
+    if free < disk and not os.path.exists(os.path.join(folder, "unfinished")):
         raise Fail(f"{folder} needs about {disk / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB "
                    "free: make room, or name another --data_dir")
 
@@ -167,13 +127,14 @@ def prepare(folder, tokenizer, source="", url=URL, workers=0, split="file", fiel
                    "--tokenizer gpt2, bytes or a model's folder")
     tokenizer, workers = tokenizer_from(tokenizer), workers or os.cpu_count()
     if source:
-        made, archives = sources(source) | {"split": split, "field": field}, local(source)
+        made, archives = sources(source, split=split, field=field), local(source)
     else:
         made, archives = {"from": url}, [[address] for address in expand(url)]
     announce(folder, source, made.get("bytes", 0.63e9 * len(archives)), tokenizer, workers)
+    read = functools.partial(documents, split=split, field=field)
     for share in (SHARE, 0.05, 0.5):        # of few documents none may be among the lowest hashes
         job = {"made": made, "tokenizer": tokenizer.tag, "share": share}
-        counts = fill(folder, job, archives, tokenizer, workers, split, field)
+        counts = fill(folder, job, archives, read, tokenizer, workers)
         if all(counts):
             break
     else:
@@ -187,7 +148,7 @@ def prepare(folder, tokenizer, source="", url=URL, workers=0, split="file", fiel
 @dataclasses.dataclass
 class Args(data.Args):
     url: str = flag(URL, "where the archives are; {00..20} stands for 21 numbers")
-    workers: int = flag(0, "processes that tokenise; 0: one a core", low=0)
+    workers: int = flag(0, "threads that tokenise; 0: one a core", low=0)
 
 
 if __name__ == "__main__":

@@ -41,15 +41,6 @@ def library():
                 yield text.encode().split(b"\n"), ast.parse(text)
 
 
-def statements(tree):
-    """All statements below `tree`. (ast.walk would also visit every expression.)"""
-    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
-        for child in getattr(tree, name, ()):
-            if isinstance(child, ast.stmt):
-                yield child
-            yield from statements(child)
-
-
 def parses(text):
     try:
         return bool(ast.parse(text).body)
@@ -58,11 +49,11 @@ def parses(text):
 
 
 def headers(line, s):
-    """A statement that begins a block -> what its header may be: any # may begin its comment"""
+    """A statement that begins a block -> what its header may be: any # may begin a comment"""
     end = s.body[0].col_offset if s.body[0].lineno == s.lineno else None
     header = line[s.col_offset:end]
-    for cut in [m.start() for m in re.finditer(b"#", header)] + [len(header)]:
-        text = header[:cut].rstrip()
+    for cut in re.finditer(b"#|$", header):
+        text = header[:cut.start()].rstrip()
         if text.endswith(b":"):
             yield text + b" pass"
 
@@ -71,14 +62,13 @@ def one_liners():
     """-> set of statements of 4 to MOST bytes. (`elif x: pass` does not parse, and goes.)"""
     found = set()
     for source, tree in library():
-        for s in statements(tree):
-            line = source[s.lineno - 1]
+        for s in ast.walk(tree):
             if isinstance(s, HEADERS):
-                found.update(headers(line, s))
+                found.update(headers(source[s.lineno - 1], s))
             elif isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant):
                 continue                                        # a docstring
-            elif not hasattr(s, "body") and not hasattr(s, "cases") and s.lineno == s.end_lineno:
-                found.add(line[s.col_offset:s.end_col_offset])
+            elif isinstance(s, ast.stmt) and s.lineno == s.end_lineno:
+                found.add(source[s.lineno - 1][s.col_offset:s.end_col_offset])
     return {text.decode() for text in found if 4 <= len(text) <= MOST}
 
 

@@ -20,8 +20,7 @@ from data.writing import sources
 def prepare(folder, tokenizer, path, split, field):
     say(f"preparing {folder} from {path}")
     train, val = data.split(list(documents(path, split, field)), 0.05)
-    made = sources(path) | {"split": split, "field": field}
-    data.write_texts(folder, train, val, tokenizer, made)
+    data.write_texts(folder, train, val, tokenizer, sources(path, split=split, field=field))
 
 
 def run():
