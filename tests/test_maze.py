@@ -133,7 +133,7 @@ def test_the_referee_sees_walls():
 def test_tasks_are_what_they_claim(paths, open):
     maze = M.Maze(11, open, seed=0)
     tasks = M.draw_tasks(maze, 0, 0, 200, [2, 3, 5], 2, 64, paths, repeat=True)
-    assert len(tasks) == 200 and {task.K for task in tasks} == {2, 3, 5}
+    assert len(tasks) == 200 and {len(task.places) for task in tasks} == {2, 3, 5}
     for walk, places in tasks:
         goals = [walk[p] for p in places]
         assert 2 <= len(walk) <= 64 and len(set(goals)) == len(goals)
@@ -157,7 +157,7 @@ def test_no_leg_of_a_test_task_is_a_leg_in_training():
 
 def test_the_hard_split_is_longer():
     hard = M.draw_tasks(M.Maze(11, seed=0), 0, 2, 50, [8], 65, 96)
-    assert all(task.K == 8 and 64 < len(task.walk) <= 96 for task in hard)
+    assert all(len(task.places) == 8 and 64 < len(task.walk) <= 96 for task in hard)
 
 
 def test_more_tasks_than_the_maze_has():
@@ -191,7 +191,7 @@ def test_what_a_sampler_is_given_does_not_leak_the_length(tasks, method):
     pins, or with insertion. The oracle differs."""
     code, fixed = Code(50, 2 if method == "prime" else 1), method != "flexmdm"
     pins = M.pins(3, 64, 12.3)
-    short = [task for task in tasks if task.K == 3 and len(slower(task).walk) <= 64]
+    short = [task for task in tasks if len(task.places) == 3 and len(slower(task).walk) <= 64]
     long = [slower(task) for task in short]
     assert len(short) > 10 and any(len(a.walk) < len(b.walk) for a, b in zip(short, long))
     one, other = M.starts(short, code, 64, fixed, pins), M.starts(long, code, 64, fixed, pins)
@@ -205,10 +205,11 @@ def test_starts_hold_the_subgoals_and_nothing_else(tasks):
     code = Code(50)
     y, n, opened = M.starts(tasks, code, 64, fixed=False)
     for row, task in enumerate(tasks):
-        assert n[row] == task.K and code.decode(y[row, :task.K]).tolist() == task.subgoals
-        assert (y[row, task.K:] == code.pad).all()
-        assert opened[row].nonzero()[:, 0].tolist() == list(range(1, task.K))   # between them
-    of_three = [task for task in tasks if task.K == 3]
+        K = len(task.places)
+        assert n[row] == K and code.decode(y[row, :K]).tolist() == task.subgoals
+        assert (y[row, K:] == code.pad).all()
+        assert opened[row].nonzero()[:, 0].tolist() == list(range(1, K))   # between them
+    of_three = [task for task in tasks if len(task.places) == 3]
     for pins in (None, M.pins(3, 64, 20)):
         y, n, _ = M.starts(of_three, code, 64, fixed=True, places=pins)
         for row, task in enumerate(of_three):
@@ -235,7 +236,7 @@ def test_blanks_fill_up_legs(tasks):
     wide = M.spread(tasks, 64, blank=49)
     assert 30 < len(wide) < 60              # legs beyond 16 steps do not fit between 5 pins
     for task in wide:
-        assert len(task.walk) == 64 and task.places == M.pins(task.K, 64, 64)
+        assert len(task.walk) == 64 and task.places == M.pins(len(task.places), 64, 64)
         assert [v for v in task.walk if v != 49] in [old.walk for old in tasks]
 
 
@@ -282,7 +283,8 @@ def test_in_training_subgoals_are_given_at_every_time(tasks, tmp_path, method, e
 def test_with_the_right_answers_a_canvas_solves_every_task(tasks, order, kind):
     """A network that knows the walks, in place of the trained one: the true places lead to
     success, other ones do not. It is told which slots are given."""
-    maze, code, tasks = M.Maze(11, seed=0), Code(50), [task for task in tasks if task.K == 3]
+    maze, code = M.Maze(11, seed=0), Code(50)
+    tasks = [task for task in tasks if len(task.places) == 3]
     canvas = torch.full((len(tasks), 64), 49)                           # 49: the end token
     for row, task in zip(canvas, tasks):
         row[:len(task.walk)] = torch.tensor(task.walk)
@@ -295,12 +297,11 @@ def test_with_the_right_answers_a_canvas_solves_every_task(tasks, order, kind):
 
     config = SimpleNamespace(insertion="instant", block_size=64)
     net = SimpleNamespace(predict=predict, code=code, config=config, fixed=True)
-    paths = M.solve(M.Arm("true", net), tasks, 49, 16, order, kind)
-    assert paths == [task.walk for task in tasks]
-    assert M.verdicts(maze, tasks, paths) == [None] * len(paths)
-    even = M.Arm("even", net, {3: M.pins(3, 64, 20)})
-    said = M.verdicts(maze, tasks, M.solve(even, tasks, 49, 16, order, kind))
-    assert said.count(None) < len(said) / 2
+    answers = M.solve(M.Arm("true", net), maze, tasks, 16, order, kind)
+    assert answers == [(task.walk, task.subgoals, None) for task in tasks]
+    even = M.solve(M.Arm("even", net, lambda K: 20), maze, tasks, 16, order, kind)
+    verdicts = [verdict for _, _, verdict in even]
+    assert verdicts.count(None) < len(verdicts) / 2
 
 
 def test_no_panel_is_blank():
@@ -373,13 +374,13 @@ def test_the_other_methods(tmp_path, no_pictures, method):
 
 
 def test_a_signal_ends_the_evaluation(tmp_path, monkeypatch, no_pictures):
-    few, evaluate = ["--methods", "flexmdm", "--orders", "random"], M.evaluate
+    few, solve = ["--methods", "flexmdm", "--orders", "random"], M.solve
 
     def signalled(*a):
         os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(*a)
+        return solve(*a)
     with monkeypatch.context() as patch:
-        patch.setattr(M, "evaluate", signalled)
+        patch.setattr(M, "solve", signalled)
         with pytest.raises(Fail, match="stopped while evaluating.*--init_from resume"):
             go(tmp_path, *few)
     done = results(tmp_path)
