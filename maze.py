@@ -108,8 +108,8 @@ class Maze:
         return steps
 
     def path(self, start, goal, rng, kind="shortest"):
-        """A path that visits no cell twice, without `start`. The search goes depth first and turns
-        at random. On a "shortest" path each step comes nearer to the goal; "simple" ones may roam."""
+        """A random path that visits no cell twice, found depth first. On a "shortest" path every
+        step comes nearer to the goal."""
         path, seen, left = [start], {start}, self.distance[goal]
         while path[-1] != goal:
             here = path[-1]
@@ -121,36 +121,32 @@ class Maze:
                 seen.add(path[-1])
             else:
                 path.pop()
-        return path[1:]
+        return path
 
 
 # -----------------------------------------------------------------------------
-# tasks, and a referee
+# tasks: a task is a list of K legs, and a leg is a list of cells that begins with a subgoal. The
+# last leg is the last subgoal alone.
 
-class Task(NamedTuple):
-    walk: list          # cells
-    places: list        # where in the walk its K subgoals are
-
-    @property
-    def subgoals(self):
-        return [self.walk[p] for p in self.places]
+def subgoals(task):
+    return [leg[0] for leg in task]
 
 
 def draw_task(maze, rng, split, K, high, paths):
-    """A task with K subgoals and, most likely, at most `high` cells; None in a dead end, where no
-    next subgoal is possible"""
-    # a leg may be 1.5 times as long as its share of the limit, or few walks would be within it
+    """A task with K subgoals and, most likely, at most `high` cells; None where no next subgoal is
+    possible"""
+    # a leg may be 1.5 times as long as its share of the limit, or few paths would be within it
     near = 1.5 * (high - 1) / (K - 1)
-    task = Task([int(rng.integers(len(maze.cells)))], [0])
-    while len(task.places) < K:
-        here = task.walk[-1]
+    task = [[int(rng.integers(len(maze.cells)))]]
+    while len(task) < K:
+        here = task[-1][0]
         possible = (maze.split[here] == split) & (maze.distance[here] <= near)
-        possible[task.subgoals] = False
+        possible[subgoals(task)] = False
         if not possible.any():
             return None
         goal = int(rng.choice(np.flatnonzero(possible)))
-        task.walk.extend(maze.path(here, goal, rng, paths))
-        task.places.append(len(task.walk) - 1)
+        task[-1] = maze.path(here, goal, rng, paths)[:-1]
+        task.append([goal])
     return task
 
 
@@ -164,15 +160,18 @@ def draw_tasks(maze, seed, split, N, Ks, low, high, paths="shortest", repeat=Fal
             return found
         K = Ks[len(found) % len(Ks)]
         task = draw_task(maze, rng, split, K, high, paths)
-        if task is None or not low <= len(task.walk) <= high:
+        if task is None or not low <= sum(map(len, task)) <= high:
             continue
-        name = tuple(task.subgoals)
+        name = tuple(subgoals(task))
         if repeat or name not in seen:
             seen.add(name)
             found.append(task)
     raise Fail(f"the maze has too few {SPLITS[split]} tasks with {K} subgoals and {low}..{high} "
                f"cells: {len(found)} of {N} found; ask for fewer, or take a larger --size")
 
+
+# -----------------------------------------------------------------------------
+# the referee
 
 def wrong(free, cells, path, subgoals):
     """What is wrong with a path (a list of ids), in a few words; None if it solves the task.
@@ -198,7 +197,7 @@ def wrong(free, cells, path, subgoals):
 
 
 # -----------------------------------------------------------------------------
-# what a model is given
+# what a model is given, in the test and in training
 
 def pins(K, L, leg):
     """Places on a canvas of L slots for K subgoals, `leg` slots apart as far as there is room. They
@@ -210,8 +209,8 @@ def pins(K, L, leg):
 def mean_leg(tasks, K):
     """The mean steps from subgoal to subgoal in training paths with K of them; no training path has
     the K of the hard split, which gets the mean of the largest K"""
-    K = min(K, max(len(places) for _, places in tasks))
-    return float(np.mean([(len(walk) - 1) / (K - 1) for walk, places in tasks if len(places) == K]))
+    K = min(K, max(map(len, tasks)))
+    return float(np.mean([(sum(map(len, task)) - 1) / (K - 1) for task in tasks if len(task) == K]))
 
 
 def spread(tasks, L, blank):
@@ -219,13 +218,9 @@ def spread(tasks, L, blank):
     leg. Tasks with a leg that finds no room are left out."""
     new = []
     for task in tasks:
-        places, canvas = pins(len(task.places), L, L), np.full(L, blank)
-        room = np.diff(places, append=L)
-        legs = np.split(task.walk, task.places[1:])
-        if all(len(leg) <= free for leg, free in zip(legs, room)):
-            for place, leg in zip(places, legs):
-                canvas[place:place + len(leg)] = leg
-            new.append(Task(canvas.tolist(), places))
+        rooms = np.diff(pins(len(task), L, L), append=L)
+        if all(len(leg) <= room for leg, room in zip(task, rooms)):
+            new.append([leg + [blank] * (room - len(leg)) for leg, room in zip(task, rooms)])
     return new
 
 
@@ -236,20 +231,20 @@ def starts(tasks, code, L, fixed, places=None):
     canvas has L slots, and the subgoals are at `places` (None: at their true places)."""
     rows = []
     for task in tasks:
-        holes = [b - a - 1 for a, b in itertools.pairwise(places or task.places)]
-        rows.append(sampler.start_from([[v] for v in task.subgoals], holes, code, L, fixed,
+        holes = [len(leg) - 1 for leg in task[:-1]]
+        if places:
+            holes = [b - a - 1 for a, b in itertools.pairwise(places)]
+        rows.append(sampler.start_from([[v] for v in subgoals(task)], holes, code, L, fixed,
                                        end=None, end_open=fixed, anchored=False))
     return sampler.stack(rows, code)
 
 
-# -----------------------------------------------------------------------------
-# training
-
 def write_data(folder, tasks, val_tasks, V):
-    """The tasks as a data set for train.py"""
-    sides = {}
-    for side, part in (("train", tasks), ("val", val_tasks)):
-        sides[side] = [(walk, [p in places for p in range(len(walk))]) for walk, places in part]
+    """The tasks as a data set for train.py, in which each leg's first cell is given"""
+    def document(task):
+        return sum(task, []), [i == 0 for leg in task for i in range(len(leg))]
+
+    sides = {"train": [*map(document, tasks)], "val": [*map(document, val_tasks)]}
     data.write(folder, sides, data.tokenizer_from(f"numbers-{V}"), made={}, anchors=False)
 
 
@@ -280,8 +275,8 @@ def train_method(method, tasks, val_tasks, C, args):
 # evaluation
 
 class Arm(NamedTuple):
-    """A line of the table. On a fixed canvas K subgoals stand leg(K) slots apart, or (leg = None) at
-    their true places."""
+    """A line of the table. On a fixed canvas K subgoals stand leg(K) slots apart (None: at their
+    true places)."""
     name: str
     loaded: checkpoint.Loaded
     leg: Callable = None
@@ -301,7 +296,7 @@ def solve(arm, maze, tasks, steps, order="random", kind="parallel", watch=None):
     """Ask for paths through the subgoals of tasks with the same K. kind: the sampler. -> [(path,
     subgoals, what is wrong or None)]; end tokens and blanks are dropped from the paths."""
     loaded, places = arm.loaded, None
-    code, L, K = loaded.code, loaded.config.block_size, len(tasks[0].places)
+    code, L, K = loaded.code, loaded.config.block_size, len(tasks[0])
     if arm.leg:
         places = pins(K, L, arm.leg(K))
     start = starts(tasks, code, L, loaded.fixed, places)
@@ -314,15 +309,13 @@ def solve(arm, maze, tasks, steps, order="random", kind="parallel", watch=None):
     answers = []
     for task, row, length in zip(tasks, x.tolist(), n.tolist()):
         path = [v for v in row[:length] if v < len(maze.cells)]
-        verdict = wrong(maze.free, maze.cells, path, task.subgoals)
-        answers.append((path, task.subgoals, verdict))
+        goals = subgoals(task)
+        answers.append((path, goals, wrong(maze.free, maze.cells, path, goals)))
     return answers
 
 
 SETTING = ("method", "iters", "sampler", "order", "steps", "K", "n")
 COLUMNS = (*SETTING, "success", "low", "high")      # the share of tasks solved, its 95% interval
-LINE = ("{method:12} {sampler:8} {order:10} {steps:5} | K = {K:2}: {success:4.0%} "
-        "({low:.0%} .. {high:.0%})")
 
 
 def fill_table(path, arms, maze, tests, args):
@@ -334,20 +327,20 @@ def fill_table(path, arms, maze, tests, args):
     done = {tuple(row[name] for name in SETTING) for row in rows}
     settings = itertools.product(arms, args.samplers, args.orders, args.steps, tests)
     for arm, kind, order, steps, tasks in settings:
-        row = dict(method=arm.name, iters=arm.loaded.step, sampler=kind, order=order, steps=steps,
-                   K=len(tasks[0].places), n=len(tasks))
-        if tuple(map(str, row.values())) in done:
+        K, N = len(tasks[0]), len(tasks)
+        setting = (arm.name, arm.loaded.step, kind, order, steps, K, N)
+        if tuple(map(str, setting)) in done:
             continue
         if stop.asked:
             raise Fail("stopped while evaluating: the same command with --init_from resume "
                        f"completes {path}")
         torch.manual_seed(args.seed)
-        verdicts = [verdict for _, _, verdict in solve(arm, maze, tasks, steps, order, kind)]
-        right = verdicts.count(None)
-        row["success"] = right / len(tasks)
-        row["low"], row["high"] = wilson(right, len(tasks))
-        say(LINE.format(**row))
-        rows.append(row)
+        answers = solve(arm, maze, tasks, steps, order, kind)
+        right = sum(verdict is None for _, _, verdict in answers)
+        low, high = wilson(right, N)
+        say(f"{arm.name:12} {kind:8} {order:10} {steps:5} | K = {K:2}: {right / N:4.0%} "
+            f"({low:.0%} .. {high:.0%})")
+        rows.append(dict(zip(COLUMNS, (*setting, right / N, low, high))))
         write_csv(path, COLUMNS, rows)
         trim()
 
@@ -381,11 +374,11 @@ def draw(arms, maze, tests, args):
     shown = []
     for arm, tasks in itertools.product(arms, tests):
         answers = solve(arm, maze, tasks[:24], max(args.steps), kind=args.samplers[-1])
-        shown.append((f"{arm.name}, K = {len(tasks[0].places)}", answers))
+        shown.append((f"{arm.name}, K = {len(tasks[0])}", answers))
     mazes.draw_examples(os.path.join(args.out_dir, "mazes.png"), maze, shown, len(tests))
     task = tests[len(args.K) - 1][0]            # of the largest K but the hard one
     frames = growth(arms[0], maze, task)
-    mazes.draw_growth(os.path.join(args.out_dir, "growth.gif"), maze, task.subgoals, frames)
+    mazes.draw_growth(os.path.join(args.out_dir, "growth.gif"), maze, subgoals(task), frames)
 
 
 # -----------------------------------------------------------------------------
@@ -405,8 +398,7 @@ TRAINING = ("n_layer", "n_head", "n_embd", "batch_size", "block_size", "max_iter
 @dataclass
 class Args:
     size: int = flag(11, "side of the maze, odd")
-    open: float = flag(0.0, "share of the walls between rooms that are opened; 0: one way between "
-                       "any two cells", high=1.0)
+    open: float = flag(0.0, "share of the walls between rooms that are opened", high=1.0)
     paths: str = flag("shortest", "how subgoals are joined", ("shortest", "simple"))
     K: str = flag("2,5", "how many subgoals, with start and end, test tasks have")
     hard: int = flag(7, "subgoals of the hard split; 0: no hard split", low=0)
@@ -466,7 +458,7 @@ def run(argv=None):
     maze = Maze(args.size, args.open, args.seed)
     say(f"a maze of {len(maze.cells)} cells")
     tasks_of = partial(draw_tasks, maze, args.seed, paths=args.paths)
-    Ks = list(range(2, max(args.K) + 1))
+    Ks = list(range(2, args.K[-1] + 1))
     train_tasks = tasks_of(0, args.train_tasks, Ks, 2, args.limit, repeat=True)
     val_tasks = tasks_of(1, 256, Ks, 2, args.limit, repeat=True)
     tests = [tasks_of(2, args.test_tasks, [K], 2, args.limit) for K in args.K]
