@@ -76,7 +76,7 @@ def test_old_slots_are_found_again(old, new, kinds):
 
 @pytest.mark.parametrize("trial", range(20))
 def test_every_old_slot_is_found(trial):
-    """Reveals and insertions at once: no old slot is lost, its digits stay, given ones are given."""
+    """Reveals and insertions at once: no old slot is lost, digits stay, given ones are given."""
     rng, code = random.Random(trial), Code(4, 2)
     old = [tuple(rng.choice([0, 1, code.mask]) for _ in range(2)) for _ in range(rng.randrange(12))]
     new = [tuple(rng.randrange(2) if d == code.mask and rng.random() < 0.5 else d for d in slot)
