@@ -2,39 +2,37 @@
 through a maze.
 
 One maze per run. Its free cells are the tokens, a path is a document, and the network never sees
-the maze. Asked for a path through K subgoals, a model with insertion starts from these K tokens
-and grows what lies between them. A model on a fixed canvas has to be told *where* on the canvas
-each subgoal stands, which only somebody who has the path can know.
+the maze. From K subgoals a model with insertion grows what lies between them. On a fixed canvas
+the model has to be told *where* each subgoal stands, which only somebody who has the path can know.
 
     python maze.py                                  # 11 x 11: train, evaluate, draw
     python maze.py --size 41                        # the paper's size, for a GPU
     python maze.py --methods flexprime,prime        # several digits per token
 
-One worked number: an 11 x 11 maze has 49 free cells (25 rooms, 24 doors), so there are 49 * 48 =
-2352 tasks with K = 2. They become a data set, on which train.py trains. Their subgoals are given
-tokens: always there, never masked.
+An 11 x 11 maze has 49 free cells (25 rooms, 24 doors), so there are 49 * 48 = 2352 tasks with
+K = 2. They become a data set for train.py, in which subgoals are given tokens, never masked.
 
 The authors' maze code was never released. These assumptions are ours:
 - Recursive division makes a tree of rooms; --open opens a share of the walls. K counts the start
-  and the end. Subgoals are distinct, joined by shortest paths (ties at random) or random simple
-  ones. Only such a leg visits no cell twice: out of a dead end there is just the way back.
-- A path is right if it begins and ends with the first and last subgoal, its cells are free, every
-  step goes to one of 4 neighbours, and the subgoals are a subsequence of it.
+  and the end. Subgoals are distinct. Each leg, from a subgoal to the next, is a shortest path (ties
+  at random) or a random simple one. A leg visits no cell twice, but two legs may share cells.
 - Unordered pairs of cells are split 80 / 10 / 10 into train, val and test. All legs of a task come
   from its split: no leg of a test task was a leg in training (they do occur inside longer legs).
 - Training tasks have K uniform in 2 .. max K and may repeat, test tasks do not. The hard split has
   more subgoals *and* a longer path than any training task.
-- On a fixed canvas end tokens follow the path, and are to be predicted. In training the subgoals
-  stand at their true places; in the test there ("mdm true", an oracle) or at even distances ("mdm
-  even"): the mean leg of the training walks with that K. "mdm-blank" has them at even distances
-  over the whole canvas in training, too, and blanks after each leg.
+- A path is right if it begins and ends with the first and last subgoal, its cells are free, every
+  step goes to one of 4 neighbours, and the subgoals are a subsequence of it.
+- On a fixed canvas end tokens follow the path, and the network has to predict them. In training the
+  subgoals stand at their true places. In the test they stand there ("mdm true", an oracle) or at
+  even distances ("mdm even": the mean leg of training paths with that K). "mdm-blank" has them at
+  even distances over the whole canvas in training, too, and blanks after each leg.
 """
 import csv
 import itertools
 import os
-from collections import deque
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
@@ -56,8 +54,8 @@ SPLITS = ("train", "val", "test")
 # the maze
 
 def divide(free, top, left, bottom, right, rng):
-    """Recursive division: a wall with one hole through the open chamber [top..bottom] x
-    [left..right], then through both halves."""
+    """Recursive division: build a wall with one hole through the open chamber [top..bottom] x
+    [left..right], then divide both halves."""
     if top == bottom or left == right:                                  # a corridor
         return
     if (right - left, rng.random()) > (bottom - top, 0.5):              # across the longer side:
@@ -87,31 +85,31 @@ class Maze:
         divide(self.free, 1, 1, side - 2, side - 2, rng)
         walls = np.argwhere(~self.free[1:-1, 1:-1]) + 1
         walls = walls[walls.sum(1) % 2 == 1]                            # between two rooms
-        opened = rng.permutation(len(walls))[:round(open * len(walls))]
-        self.free[tuple(walls[opened].T)] = True
+        opened = rng.permutation(walls)[:round(open * len(walls))]
+        self.free[tuple(opened.T)] = True
 
         cells = np.argwhere(self.free)                                  # (C, 2)
-        self.cells, C = [tuple(cell) for cell in cells.tolist()], len(cells)
+        self.cells = [tuple(cell) for cell in cells.tolist()]
         apart = np.abs(cells[:, None] - cells).sum(2)                   # (C, C)
         self.neighbours = [np.flatnonzero(row == 1).tolist() for row in apart]
-        self.distance = np.stack([self.flood(v) for v in range(C)])
-        share = np.triu(rng.random((C, C)), 1)
+        self.distance = np.stack([self.flood(v) for v in range(len(cells))])
+        share = np.triu(rng.random(apart.shape), 1)
         self.split = np.digitize(share + share.T, [0.8, 0.9])
 
     def flood(self, start):
         """(C,): the steps from `start` to each cell, breadth first"""
-        steps, queue = {start: 0}, deque([start])
-        while queue:
-            here = queue.popleft()
+        steps, queue = np.full(len(self.cells), -1), [start]
+        steps[start] = 0
+        for here in queue:                                              # it grows meanwhile
             for v in self.neighbours[here]:
-                if v not in steps:
+                if steps[v] < 0:
                     steps[v] = steps[here] + 1
                     queue.append(v)
-        return np.array([steps[v] for v in range(len(self.cells))])
+        return steps
 
     def path(self, start, goal, rng, kind="shortest"):
-        """A path without a cell twice, as the cells after `start`: depth first, turning at random;
-        "shortest": always nearer to the goal; "simple": anywhere."""
+        """A random path that visits no cell twice, found depth first. On a "shortest" path every
+        step comes nearer to the goal."""
         path, seen, left = [start], {start}, self.distance[goal]
         while path[-1] != goal:
             here = path[-1]
@@ -123,45 +121,38 @@ class Maze:
                 seen.add(path[-1])
             else:
                 path.pop()
-        return path[1:]
+        return path
 
 
 # -----------------------------------------------------------------------------
-# tasks
+# tasks: a task is a list of K legs, and a leg is a list of cells that begins with a subgoal. The
+# last leg is the last subgoal alone.
 
-class Task(NamedTuple):
-    walk: list          # cells
-    places: list        # where in the walk its subgoals are
-
-    @property
-    def subgoals(self):
-        return [self.walk[p] for p in self.places]
-
-    @property
-    def K(self):
-        return len(self.places)
+def subgoals(task):
+    return [leg[0] for leg in task]
 
 
 def draw_task(maze, rng, split, K, high, paths):
-    """A task with K subgoals and, most likely, at most `high` cells. None: there is no next one."""
-    # a leg may be 1.5 times as long as its share of the limit, or few walks would be within it
+    """A task with K subgoals and, most likely, at most `high` cells; None where no next subgoal is
+    possible"""
+    # a leg may be 1.5 times as long as its share of the limit, or few paths would be within it
     near = 1.5 * (high - 1) / (K - 1)
-    task = Task([int(rng.integers(len(maze.cells)))], [0])
-    while task.K < K:
-        here = task.walk[-1]
+    task = [[int(rng.integers(len(maze.cells)))]]
+    while len(task) < K:
+        here = task[-1][0]
         possible = (maze.split[here] == split) & (maze.distance[here] <= near)
-        possible[task.subgoals] = False
+        possible[subgoals(task)] = False
         if not possible.any():
             return None
         goal = int(rng.choice(np.flatnonzero(possible)))
-        task.walk.extend(maze.path(here, goal, rng, paths))
-        task.places.append(len(task.walk) - 1)
+        task[-1] = maze.path(here, goal, rng, paths)[:-1]
+        task.append([goal])
     return task
 
 
 def draw_tasks(maze, seed, split, N, Ks, low, high, paths="shortest", repeat=False):
-    """N tasks of low .. high cells, their K from the list Ks in turn. Each list of subgoals once,
-    unless `repeat`."""
+    """N tasks of low .. high cells, their K from the list Ks in turn. No list of subgoals comes
+    twice, unless `repeat`."""
     rng = np.random.default_rng([seed, split, *Ks])
     found, seen = [], set()
     for _ in range(200 * N + 2000):
@@ -169,9 +160,9 @@ def draw_tasks(maze, seed, split, N, Ks, low, high, paths="shortest", repeat=Fal
             return found
         K = Ks[len(found) % len(Ks)]
         task = draw_task(maze, rng, split, K, high, paths)
-        if task is None or not low <= len(task.walk) <= high:
+        if task is None or not low <= sum(map(len, task)) <= high:
             continue
-        name = tuple(task.subgoals)
+        name = tuple(subgoals(task))
         if repeat or name not in seen:
             seen.add(name)
             found.append(task)
@@ -183,8 +174,7 @@ def draw_tasks(maze, seed, split, N, Ks, low, high, paths="shortest", repeat=Fal
 # the referee
 
 def wrong(free, cells, path, subgoals):
-    """What is wrong with a path, in a few words; None if it solves the task. path, subgoals: ids;
-    cells[v] = (row, column).
+    """What is wrong with a path (a list of ids), in a few words; None if it solves the task.
 
     It shares nothing with the generator but the picture of the maze: it looks at coordinates, not
     at neighbours or distances."""
@@ -193,7 +183,7 @@ def wrong(free, cells, path, subgoals):
     if not all(0 <= v < len(cells) and free[cells[v]] for v in path):
         return "not a free cell"
     places = [cells[v] for v in path]
-    for (r, c), (s, d) in zip(places, places[1:]):
+    for (r, c), (s, d) in itertools.pairwise(places):
         if abs(r - s) + abs(c - d) != 1:
             return "a jump"
     if path[0] != subgoals[0]:
@@ -206,64 +196,55 @@ def wrong(free, cells, path, subgoals):
     return None
 
 
-def verdicts(maze, tasks, paths):
-    return [wrong(maze.free, maze.cells, path, task.subgoals) for task, path in zip(tasks, paths)]
-
-
 # -----------------------------------------------------------------------------
-# what a model is given
+# what a model is given, in the test and in training
 
 def pins(K, L, leg):
-    """Places on a canvas of L slots for K subgoals, `leg` slots apart as far as there is room: all
-    of it is known without the path."""
+    """Places on a canvas of L slots for K subgoals, `leg` slots apart as far as there is room. They
+    are known without the path."""
     last = min(round(leg * (K - 1)), L - 1)
     return [j * last // (K - 1) for j in range(K)]
 
 
 def mean_leg(tasks, K):
-    """The mean steps from subgoal to subgoal in training walks with K of them; the hard split's K
-    is in none of them, and gets that of the largest K."""
-    K = min(K, max(task.K for task in tasks))
-    return float(np.mean([(len(task.walk) - 1) / (K - 1) for task in tasks if task.K == K]))
+    """The mean steps from subgoal to subgoal in training paths with K of them; no training path has
+    the K of the hard split, which gets the mean of the largest K"""
+    K = min(K, max(map(len, tasks)))
+    return float(np.mean([(sum(map(len, task)) - 1) / (K - 1) for task in tasks if len(task) == K]))
 
 
 def spread(tasks, L, blank):
-    """The same tasks with subgoals at even distances on all of a canvas of L slots: each leg
-    starts at its place, blanks follow it. Tasks with a leg that finds no room are left out."""
+    """The same tasks on a canvas of L slots, with subgoals at even distances and blanks after each
+    leg. Tasks with a leg that finds no room are left out."""
     new = []
     for task in tasks:
-        places, canvas = pins(task.K, L, L), [blank] * L
-        legs = np.split(task.walk, task.places[1:])
-        if all(len(leg) <= b - a for leg, a, b in zip(legs, places, [*places[1:], L])):
-            for place, leg in zip(places, legs):
-                canvas[place:place + len(leg)] = leg.tolist()
-            new.append(Task(canvas, places))
+        rooms = np.diff(pins(len(task), L, L), append=L)
+        if all(len(leg) <= room for leg, room in zip(task, rooms)):
+            new.append([leg + [blank] * (room - len(leg)) for leg, room in zip(task, rooms)])
     return new
 
 
 def starts(tasks, code, L, fixed, places=None):
-    """The states that sampling starts from, (y, n, opened): the subgoals are given, the rest is
-    to be found.
+    """The states that sampling starts from, (y, n, opened), in which the subgoals are given.
 
-    With insertion: the subgoals side by side, only the gaps between them are open. On a fixed
-    canvas: L slots, of which `places` hold the subgoals; None: their true places."""
+    With insertion the subgoals stand side by side, and only the gaps between them are open. A fixed
+    canvas has L slots, and the subgoals are at `places` (None: at their true places)."""
     rows = []
     for task in tasks:
-        at = places or task.places
-        holes = [b - a - 1 for a, b in zip(at, at[1:])]
-        rows.append(sampler.start_from([[v] for v in task.subgoals], holes, code, L, fixed,
+        holes = [len(leg) - 1 for leg in task[:-1]]
+        if places:
+            holes = [b - a - 1 for a, b in itertools.pairwise(places)]
+        rows.append(sampler.start_from([[v] for v in subgoals(task)], holes, code, L, fixed,
                                        end=None, end_open=fixed, anchored=False))
     return sampler.stack(rows, code)
 
 
-# -----------------------------------------------------------------------------
-# training
-
 def write_data(folder, tasks, val_tasks, V):
-    """The tasks as a data set for train.py"""
-    sides = {}
-    for side, part in (("train", tasks), ("val", val_tasks)):
-        sides[side] = [(walk, [p in places for p in range(len(walk))]) for walk, places in part]
+    """The tasks as a data set for train.py, in which each leg's first cell is given"""
+    def document(task):
+        return sum(task, []), [i == 0 for leg in task for i in range(len(leg))]
+
+    sides = {"train": [*map(document, tasks)], "val": [*map(document, val_tasks)]}
     data.write(folder, sides, data.tokenizer_from(f"numbers-{V}"), made={}, anchors=False)
 
 
@@ -294,54 +275,47 @@ def train_method(method, tasks, val_tasks, C, args):
 # evaluation
 
 class Arm(NamedTuple):
-    """A line of the table: a model, and where on a fixed canvas subgoals stand: {K: places}, or
-    None: at their true places"""
+    """A line of the table. On a fixed canvas K subgoals stand leg(K) slots apart (None: at their
+    true places)."""
     name: str
     loaded: checkpoint.Loaded
-    places: dict = None
+    leg: Callable = None
 
 
-def arms_of(method, loaded, tasks, Ks):
-    """A model's lines. tasks: those of the training"""
+def arms_of(method, loaded, tasks):
+    """The lines of a model that was trained on these tasks"""
     if not loaded.fixed:
         return [Arm(method, loaded)]
-    L = loaded.config.block_size
     if method.endswith("-blank"):
-        return [Arm(method, loaded, {K: pins(K, L, L) for K in Ks})]
-    even = {K: pins(K, L, mean_leg(tasks, K)) for K in Ks}
-    return [Arm(f"{method} even", loaded, even), Arm(f"{method} true", loaded)]
+        return [Arm(method, loaded, lambda K: loaded.config.block_size)]
+    even = Arm(f"{method} even", loaded, partial(mean_leg, tasks))
+    return [even, Arm(f"{method} true", loaded)]
 
 
-def solve(arm, tasks, C, steps, order="random", kind="parallel", watch=None):
-    """A path for each of some tasks with the same K, as a list of cells: ids below C, others are
-    dropped. kind: sampler's"""
-    loaded, paths = arm.loaded, []
-    insertion, L = interpolant.schedule(loaded.config.insertion), loaded.config.block_size
-    places = arm.places and arm.places[tasks[0].K]
-    for i in range(0, len(tasks), 512):
-        start = starts(tasks[i:i + 512], loaded.code, L, loaded.fixed, places)
-        x, n = sampler.generate(loaded.predict, loaded.code, len(start[1]), L, steps, insertion,
-                                interpolant.schedule("linear"), order, start=start, sampler=kind,
-                                watch=watch)
-        for row, length in zip(x.tolist(), n.tolist()):
-            paths.append([v for v in row[:length] if v < C])
-    return paths
+def solve(arm, maze, tasks, steps, order="random", kind="parallel", watch=None):
+    """Ask for paths through the subgoals of tasks with the same K. kind: the sampler. -> [(path,
+    subgoals, what is wrong or None)]; end tokens and blanks are dropped from the paths."""
+    loaded, places = arm.loaded, None
+    code, L, K = loaded.code, loaded.config.block_size, len(tasks[0])
+    if arm.leg:
+        places = pins(K, L, arm.leg(K))
+    start = starts(tasks, code, L, loaded.fixed, places)
+    if watch:
+        watch(0.0, *start[:2])
+    insertion = interpolant.schedule(loaded.config.insertion)
+    unmasking = interpolant.schedule("linear")
+    x, n = sampler.generate(loaded.predict, code, len(tasks), L, steps, insertion, unmasking, order,
+                            start=start, sampler=kind, watch=watch)
+    answers = []
+    for task, row, length in zip(tasks, x.tolist(), n.tolist()):
+        path = [v for v in row[:length] if v < len(maze.cells)]
+        goals = subgoals(task)
+        answers.append((path, goals, wrong(maze.free, maze.cells, path, goals)))
+    return answers
 
 
 SETTING = ("method", "iters", "sampler", "order", "steps", "K", "n")
-COLUMNS = (*SETTING, "success", "low", "high")
-
-
-def evaluate(arm, maze, tasks, setting):
-    """-> a row of results.csv: the share of tasks solved, and its 95% interval"""
-    paths = solve(arm, tasks, len(maze.cells), setting["steps"], setting["order"],
-                  setting["sampler"])
-    right = verdicts(maze, tasks, paths).count(None)
-    low, high = wilson(right, len(tasks))
-    row = setting | dict(success=right / len(tasks), low=low, high=high)
-    say("{method:12} {sampler:8} {order:10} {steps:5} | K = {K:2}: {success:4.0%} "
-        "({low:.0%} .. {high:.0%})".format(**row))
-    return row
+COLUMNS = (*SETTING, "success", "low", "high")      # the share of tasks solved, its 95% interval
 
 
 def fill_table(path, arms, maze, tests, args):
@@ -353,15 +327,20 @@ def fill_table(path, arms, maze, tests, args):
     done = {tuple(row[name] for name in SETTING) for row in rows}
     settings = itertools.product(arms, args.samplers, args.orders, args.steps, tests)
     for arm, kind, order, steps, tasks in settings:
-        setting = dict(method=arm.name, iters=arm.loaded.step, sampler=kind, order=order,
-                       steps=steps, K=tasks[0].K, n=len(tasks))
-        if tuple(map(str, setting.values())) in done:
+        K, N = len(tasks[0]), len(tasks)
+        setting = (arm.name, arm.loaded.step, kind, order, steps, K, N)
+        if tuple(map(str, setting)) in done:
             continue
         if stop.asked:
             raise Fail("stopped while evaluating: the same command with --init_from resume "
                        f"completes {path}")
         torch.manual_seed(args.seed)
-        rows.append(evaluate(arm, maze, tasks, setting))
+        answers = solve(arm, maze, tasks, steps, order, kind)
+        right = sum(verdict is None for _, _, verdict in answers)
+        low, high = wilson(right, N)
+        say(f"{arm.name:12} {kind:8} {order:10} {steps:5} | K = {K:2}: {right / N:4.0%} "
+            f"({low:.0%} .. {high:.0%})")
+        rows.append(dict(zip(COLUMNS, (*setting, right / N, low, high))))
         write_csv(path, COLUMNS, rows)
         trim()
 
@@ -370,46 +349,43 @@ def fill_table(path, arms, maze, tests, args):
 # pictures
 
 def growth(arm, maze, task):
-    """A path as it grows, event by event: [(t, [cell, or None for a mask, ..]), ..]. Of at most 10
-    the first that is right."""
-    C, code, frames = len(maze.cells), arm.loaded.code, []
+    """A path as it grows, one event at a time: frames (t, cells), in which -1 is a mask. Of at most
+    10 paths it is the first that is right."""
+    code, frames = arm.loaded.code, []
 
     def watch(t, y, n):
         y = y[0, :n[0]]                                                 # (n, ell)
         masked = (y == code.mask).any(1)
-        ids = code.decode(torch.where(masked[:, None], 0, y)).masked_fill(masked, -1).tolist()
-        frames.append((t, [None if v < 0 else v for v in ids if v < C]))
+        ids = code.decode(torch.where(masked[:, None], 0, y)).masked_fill(masked, -1)
+        frames.append((t, [v for v in ids.tolist() if v < len(maze.cells)]))
 
     for _ in range(10):
-        frames[:] = [(0.0, task.subgoals)]
-        paths = solve(arm, [task], C, 4 * arm.loaded.config.block_size, kind="exact", watch=watch)
-        if verdicts(maze, [task], paths) == [None]:
+        frames.clear()
+        calls = 4 * arm.loaded.config.block_size
+        (_, _, verdict), = solve(arm, maze, [task], calls, kind="exact", watch=watch)
+        if verdict is None:
             break
     return frames
 
 
 def draw(arms, maze, tests, args):
-    """mazes.png: paths of each arm; growth.gif: one of the first, with the largest K but the hard
-    one"""
+    """mazes.png: two paths for each arm and K; growth.gif: one path of the first arm"""
     torch.manual_seed(args.seed)
     shown = []
     for arm, tasks in itertools.product(arms, tests):
-        few = tasks[:24]
-        paths = solve(arm, few, len(maze.cells), max(args.steps), kind=args.samplers[-1])
-        goals = [task.subgoals for task in few]
-        answers = list(zip(paths, goals, verdicts(maze, few, paths)))
-        shown.append((f"{arm.name}, K = {few[0].K}", answers))
+        answers = solve(arm, maze, tasks[:24], max(args.steps), kind=args.samplers[-1])
+        shown.append((f"{arm.name}, K = {len(tasks[0])}", answers))
     mazes.draw_examples(os.path.join(args.out_dir, "mazes.png"), maze, shown, len(tests))
-    task = tests[len(args.K) - 1][0]
+    task = tests[len(args.K) - 1][0]            # of the largest K but the hard one
     frames = growth(arms[0], maze, task)
-    mazes.draw_growth(os.path.join(args.out_dir, "growth.gif"), maze, task.subgoals, frames)
+    mazes.draw_growth(os.path.join(args.out_dir, "growth.gif"), maze, subgoals(task), frames)
 
 
 # -----------------------------------------------------------------------------
 # the command line
 
 PRESETS = {     # what a side needs, where the user names nothing else; between two, the larger's
-    11: dict(K="2,5", hard=7, limit=48, block_size=64),
+    11: {},                     # the defaults
     21: dict(K="2,7,12", hard=15, limit=160, block_size=224),
     41: dict(K="2,7,12", hard=16, limit=400, block_size=512, train_tasks=50_000, n_layer=8,
              n_head=8, n_embd=512, batch_size=256, learning_rate=1e-3, max_iters=10_000),
@@ -422,8 +398,7 @@ TRAINING = ("n_layer", "n_head", "n_embd", "batch_size", "block_size", "max_iter
 @dataclass
 class Args:
     size: int = flag(11, "side of the maze, odd")
-    open: float = flag(0.0, "share of the walls between rooms that are opened; 0: one way between "
-                       "any two cells", high=1.0)
+    open: float = flag(0.0, "share of the walls between rooms that are opened", high=1.0)
     paths: str = flag("shortest", "how subgoals are joined", ("shortest", "simple"))
     K: str = flag("2,5", "how many subgoals, with start and end, test tasks have")
     hard: int = flag(7, "subgoals of the hard split; 0: no hard split", low=0)
@@ -458,15 +433,16 @@ def settle(args):
     for name, value in PRESETS[preset].items():
         if name not in args.named:
             setattr(args, name, value)
-    args.K, args.steps = whole_numbers(args.K, "K"), whole_numbers(args.steps, "steps")
+    args.K = sorted(set(whole_numbers(args.K, "K")))
+    args.steps = whole_numbers(args.steps, "steps")
     choices = dict(methods=METHODS, samplers=sampler.SAMPLERS, orders=sampler.ORDERS)
     for name, known in choices.items():
         words = getattr(args, name).split(",")
         if not set(words) <= set(known):
             raise Fail(f"--{name} {','.join(words)}: choose from {', '.join(known)}")
         setattr(args, name, words)
-    top = max(args.K)
-    if min(args.K) < 2:
+    top = args.K[-1]
+    if args.K[0] < 2:
         raise Fail("--K counts the start and the end, so it is at least 2")
     if args.hard and args.hard <= top:
         raise Fail(f"--hard {args.hard} must be more than the largest --K, {top}; 0: no hard split")
@@ -480,22 +456,19 @@ def run(argv=None):
     settle(args)
 
     maze = Maze(args.size, args.open, args.seed)
-    C, Ks = len(maze.cells), list(range(2, max(args.K) + 1))
-    say(f"a maze of {C} cells")
-
-    def tasks_of(split, N, Ks, low=2, high=args.limit, repeat=False):
-        return draw_tasks(maze, args.seed, split, N, Ks, low, high, args.paths, repeat)
-
-    train_tasks = tasks_of(0, args.train_tasks, Ks, repeat=True)
-    val_tasks = tasks_of(1, 256, Ks, repeat=True)
-    tests = [tasks_of(2, args.test_tasks, [K]) for K in args.K]
+    say(f"a maze of {len(maze.cells)} cells")
+    tasks_of = partial(draw_tasks, maze, args.seed, paths=args.paths)
+    Ks = list(range(2, args.K[-1] + 1))
+    train_tasks = tasks_of(0, args.train_tasks, Ks, 2, args.limit, repeat=True)
+    val_tasks = tasks_of(1, 256, Ks, 2, args.limit, repeat=True)
+    tests = [tasks_of(2, args.test_tasks, [K], 2, args.limit) for K in args.K]
     if args.hard:
         tests.append(tasks_of(2, args.test_tasks, [args.hard], args.limit + 1, args.block_size))
 
     held, arms = lock(args.out_dir), []     # noqa: F841 (the lock is kept until the process ends)
     for method in args.methods:
-        loaded = train_method(method, train_tasks, val_tasks, C, args)
-        arms += arms_of(method, loaded, train_tasks, [part[0].K for part in tests])
+        loaded = train_method(method, train_tasks, val_tasks, len(maze.cells), args)
+        arms += arms_of(method, loaded, train_tasks)
     fill_table(os.path.join(args.out_dir, "results.csv"), arms, maze, tests, args)
     draw(arms, maze, tests, args)
     say(f"{args.out_dir}/: results.csv, mazes.png, growth.gif")

@@ -21,8 +21,8 @@ GREY = 128
 
 
 def grid(images, across=8):
-    """(N, H, W, C) uint8 -> one picture, (height, width, 3), with lines of grey between them; small
-    images are enlarged"""
+    """(N, H, W, C) uint8 -> one picture (height, width, 3) with grey lines between the images.
+    Small images are enlarged."""
     N, H, W, _ = images.shape
     down = -(-N // across)
     tiles = np.full((down * across, H + 1, W + 1, 3), GREY, dtype=np.uint8)
@@ -33,8 +33,14 @@ def grid(images, across=8):
     return sheet.repeat(zoom, 0).repeat(zoom, 1)
 
 
+def thin(frames, most=100):
+    """At most `most` of the frames, at even distances, the last one included"""
+    stride = -(-len(frames) // most)
+    return frames[::-1][::stride][::-1]
+
+
 def save(path, pictures):
-    """Write pictures (height, width, 3): one as a .png, several as a .gif"""
+    """Write pictures (height, width, 3): several as a .gif, one as a .png"""
     first, *others = map(Image.fromarray, pictures)
     with atomic_open(path, "wb") as f:
         if str(path).endswith(".gif"):
@@ -42,6 +48,11 @@ def save(path, pictures):
             first.save(f, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
         else:
             first.save(f, "PNG")
+
+
+def save_figure(path, figure):
+    with atomic_open(path, "wb") as f:
+        figure.savefig(f, format="png")
 
 
 def expected(code, y, shape):
@@ -52,21 +63,20 @@ def expected(code, y, shape):
     return mean.round().view(-1, *shape).byte().numpy()
 
 
-def record(loaded, num_samples=16, most=100, **settings):
-    """Draw images. -> the frames of their generation, pictures: about `most`, the last included"""
+def record(loaded, num_samples=16, **settings):
+    """Draw images. -> the frames of their generation, pictures: about 100, the last included"""
     shape, states = loaded.config.shape, []
 
     def watch(t, y, n):
         states.append(y.clone())
+
     drawn = loaded.images(num_samples, batch_size=num_samples, watch=watch, **settings)
     if loaded.config.causal:                        # a row of pixels a frame
-        y = loaded.code.encode(torch.from_numpy(drawn).long().flatten(1))
-        place, row = torch.arange(y.shape[1]), shape[1] * shape[2]
-        for i in range(0, y.shape[1] + 1, row):
-            states.append(torch.where((place < i)[:, None], y, loaded.code.mask))
-    stride = -(-len(states) // most)
-    states = states[::-1][::stride][::-1]
-    return [grid(expected(loaded.code, y, shape), across=4) for y in states]
+        y = loaded.code.encode(torch.from_numpy(drawn).long().flatten(1))       # (B, L, ell)
+        for i in range(0, y.shape[1] + 1, shape[1] * shape[2]):
+            unknown = torch.full_like(y[:, i:], loaded.code.mask)
+            states.append(torch.cat([y[:, :i], unknown], 1))
+    return [grid(expected(loaded.code, y, shape), across=4) for y in thin(states)]
 
 
 @dataclass
@@ -87,7 +97,7 @@ def run(argv=None):
         if not loaded.config.shape:
             raise Fail(f"{path} draws no images: name runs on glyphs, cifar10 or imagenet32")
         for axis, k in zip(row, steps):
-            if loaded.config.causal:                    # takes a step for each number: one picture
+            if loaded.config.causal:                # one picture: it takes a step for each number
                 k = loaded.config.block_size
                 if axis is not row[0]:
                     axis.axis("off")
@@ -97,8 +107,7 @@ def run(argv=None):
             axis.set_title(f"{k} steps", fontsize=8)
         kind = loaded.args["method"], f"ell {loaded.code.ell}", loaded.args.get("code", "")
         row[0].set_ylabel("\n".join(filter(None, kind)))
-    with atomic_open(args.png, "wb") as f:
-        figure.savefig(f, format="png")
+    save_figure(args.png, figure)
     say(args.png)
 
 

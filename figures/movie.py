@@ -32,6 +32,8 @@ COLOURS = {     # kind -> the terminal's code; background and text colour of the
     "": ("0", "#ffffff", "#000000")}
 MASKED, PARTLY, END = "\u2588", "\u2592", "\u00b7"       # a full block, a pale one, a dot
 SYMBOLS = {"\n": "\u21b5", "\t": "\u2192"}
+FONT = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSansMono.ttf")
+CHAR, LINE = 10, 25                     # pixels: the width of a character, the height of a line
 
 
 class Cell(NamedTuple):
@@ -44,65 +46,43 @@ class Cell(NamedTuple):
 # -----------------------------------------------------------------------------
 # recording
 
-def match(old, new, mask):
-    """Which slot of `old` each slot of `new` is: indices, -1 for those inserted since. Old slots
-    keep their order and their revealed digits; inserted slots are masked. Where several answers
-    are possible (a mask among masks) the old slots are the leftmost."""
-    spare = len(new) - len(old)
-    possible = {(len(old), len(new))}       # (i, j): new[j:] can be old[i:] and inserted slots
+def follow(old, slots, frame, code, tokenizer):
+    """The cells of a document in a frame. old: its cells before (None at t = 0). slots: its digits.
 
-    def stays(i, j):
-        agrees = i < len(old) and all(a in (b, mask) for a, b in zip(old[i], new[j]))
-        return agrees and (i + 1, j + 1) in possible
-
-    for j in reversed(range(len(new))):
-        masked = all(digit == mask for digit in new[j])
-        for i in range(max(0, j - spare), min(j, len(old)) + 1):
-            if stays(i, j) or (masked and (i, j + 1) in possible):
-                possible.add((i, j))
-    found, i = [], 0
-    for j in range(len(new)):
-        if stays(i, j):
-            found.append(i)
-            i += 1
+    Old slots keep their order and their revealed digits, so each of them is the leftmost slot that
+    agrees. Where a step inserts and reveals, that may be an equal token beside the true one."""
+    cells, rest = [], list(old or [])
+    for slot in map(tuple, slots):
+        masks, before, text = slot.count(code.mask), None, PARTLY
+        if rest and all(a in (b, code.mask) for a, b in zip(rest[0].digits, slot)):
+            before = rest.pop(0)
+        if before and before.digits == slot:
+            cells.append(before)
+            continue
+        if masks == len(slot):
+            text = MASKED
+        elif masks == 0:
+            text = tokenizer.decode([int(code.decode(torch.tensor(slot)))]) or END
+        if old is None:
+            kind = "masked" if masks else "given"
         else:
-            found.append(-1)
-    return found
+            kind = "inserted" if masks and not before else "revealed"
+        cells.append(Cell(slot, text, kind, frame))
+    return cells
 
 
-class Recorder:
-    """The `watch` of sampler.generate. state: sampler.begin's, what there is at t = 0"""
-
-    def __init__(self, code, tokenizer, state):
-        self.code, self.tokenizer, self.film = code, tokenizer, []
-        self(0.0, state.y, state.n)
-
-    def __call__(self, t, y, n):
-        before = self.film[-1][1] if self.film else [[]] * len(n)
-        now = []
-        for old, slots, size in zip(before, y.tolist(), n.tolist()):
-            now.append(self.follow(old, [tuple(slot) for slot in slots[:size]]))
-        if now != before or not self.film:
-            self.film.append((t, now))
-
-    def follow(self, old, slots):
-        """The cells of a document: from those in the last frame, and its slots now"""
-        cells = []
-        for slot, i in zip(slots, match([cell.digits for cell in old], slots, self.code.mask)):
-            if i >= 0 and old[i].digits == slot:
-                cells.append(old[i])
-                continue
-            kind = "inserted" if i < 0 else "revealed"
-            if not self.film:
-                kind = "masked" if self.code.mask in slot else "given"
-            cells.append(Cell(slot, self.text(slot), kind, len(self.film)))
-        return cells
-
-    def text(self, slot):
-        masked = slot.count(self.code.mask)
-        if masked:
-            return MASKED if masked == len(slot) else PARTLY
-        return self.tokenizer.decode([int(self.code.decode(torch.tensor(slot)))]) or END
+def film_of(states, code, tokenizer, most=100):
+    """At most `most` frames of a generation, whose states are [(t, y, n)], the first at t = 0"""
+    begun = [i for i, (_, _, n) in enumerate(states) if 2 * (n > 0).sum() >= len(n)]
+    shown = images.thin(begun or [0], most)             # no blank beginning
+    documents, film = [None] * len(states[0][2]), []
+    for i, (t, y, n) in enumerate(states):
+        rows = [slots[:size] for slots, size in zip(y.tolist(), n.tolist())]
+        documents = [follow(old, row, len(film), code, tokenizer)
+                     for old, row in zip(documents, rows)]
+        if i in shown:
+            film.append((t, documents))
+    return film
 
 
 def record(loaded, seed=0, num_samples=6, prompt="", infill="", **settings):
@@ -112,38 +92,36 @@ def record(loaded, seed=0, num_samples=6, prompt="", infill="", **settings):
     B = max(1, min(6, num_samples, 512 // block_size))
     torch.manual_seed(seed)
     start = loaded.start(prompt, infill)
-    everywhere = start and [x.expand(B, *x.shape[1:]) for x in start]
-    state = sampler.begin(code, B, block_size, loaded.fixed, everywhere)
-    if loaded.config.causal:                    # nothing is there but the prompt
-        state = state._replace(n=(state.y != code.mask).all(2).sum(1))
-    watch = Recorder(code, loaded.tokenizer, state)
+    first = sampler.begin(code, 1, block_size, loaded.fixed, start)
+    states = [(0.0, first.y.expand(B, -1, -1), first.n.expand(B))]
+
+    def watch(t, y, n):
+        if not torch.equal(y, states[-1][1]):
+            states.append((t, y.clone(), n.clone()))
+
     x, n = loaded.documents(B, start, watch=watch, **settings)
     if loaded.config.causal:
-        write_left_to_right(watch, code.encode(x), int(state.n[0]), n)
-    return watch.film, "\n".join(loaded.texts(x, n, bool(infill)))
+        prompted = int((first.y[0] != code.mask).all(1).sum())
+        states = left_to_right(code.encode(x), n, prompted)
+    return film_of(states, code, loaded.tokenizer), "\n".join(loaded.texts(x, n, bool(infill)))
 
 
-def write_left_to_right(watch, y, first, n):
-    """The frames of autoregressive documents (B, L, ell) from token `first` on: each token is a
-    mask, then revealed."""
-    last = int(n.max())
-    for i in range(first, last):
-        masked = y.clone()
-        masked[:, i] = watch.code.mask
-        watch(i / last, masked, n.clamp_max(i + 1))
-        watch((i + 1) / last, y, n.clamp_max(i + 1))
+def left_to_right(y, n, prompted):
+    """The states of autoregressive documents: a token more in each, after those of the prompt"""
+    last = max(1, int(n.max()))
+    return [(i / last, y, n.clamp_max(i)) for i in range(prompted, last + 1)]
 
 
 # -----------------------------------------------------------------------------
 # what the terminal and the picture share: lines of (character, kind)
 
-def layout(cells, news, width):
+def layout(cells, frame, width):
     """A document as lines of at most `width` characters. A line that goes on is indented. What
-    happened after frame `news` is new."""
+    happened in this frame or the one before is new."""
     lines = [[]]
     for cell in cells:
         kind = cell.kind
-        if kind in ("inserted", "revealed") and cell.since <= news:
+        if kind in ("inserted", "revealed") and cell.since < frame - 1:
             kind = {MASKED: "masked", PARTLY: "some digits"}.get(cell.text, "")
         for c in cell.text:
             if len(lines[-1]) == width:
@@ -154,34 +132,29 @@ def layout(cells, news, width):
     return lines
 
 
-def scenes(film, most, width):
-    """At most `most` frames of a film, evenly, and at the end one in which nothing is new: (t,
-    lines). The kinds that occur."""
-    stride = -(-len(film) // most)
-    begun = [i for i, (_, documents) in enumerate(film)         # no blank beginning
-             if 2 * sum(map(bool, documents)) >= len(documents)]
-    shown = begun[::-1][::stride][::-1] or [0]
-    pages = []                                                  # a frame: its documents' lines
-    for i, news in [(i, i - 2 * stride) for i in shown] + [(shown[-1], len(film))]:
-        pages.append([layout(cells, news, width) for cells in film[i][1]])
-    heights = [max(map(len, versions)) for versions in zip(*pages)]     # documents do not jump
-    frames = []
-    for i, page in zip([*shown, shown[-1]], pages):
-        lines = []
-        for document, height in zip(page, heights):
-            lines += document + [[]] * (height - len(document))
-        frames.append((film[i][0], lines))
-    seen = {kind for _, lines in frames for line in lines for _, kind in line}
-    return frames, [kind for kind in COLOURS if kind and kind in seen]
+def scenes(film, width, legend):
+    """The frames as lines, and at the end one in which nothing is new. The first line has the time
+    and, if it is asked for and fits, a legend of the kinds that occur."""
+    pages, heights = [], [len(layout(cells, 0, width)) for cells in film[-1][1]]
+    for frame, (t, documents) in [*enumerate(film), (len(film) + 1, film[-1])]:
+        lines = [plain(f"t = {t:.2f}")]
+        for cells, height in zip(documents, heights):   # the last height: documents do not jump
+            part = layout(cells, frame, width)
+            lines += part + [[]] * (height - len(part))
+        pages.append(lines)
+    seen, words = {kind for lines in pages for line in lines for _, kind in line}, []
+    for kind in COLOURS:
+        if kind and kind in seen:
+            block = PARTLY if kind == "some digits" else MASKED
+            words += [*plain("  "), (block, kind), *plain(f" {kind}")]
+    if legend and len(pages[0][0]) + len(words) <= width:
+        for lines in pages:
+            lines[0] += words
+    return pages
 
 
-def heading(t, kinds):
-    """The first line: the time, and a legend"""
-    line = [(c, "") for c in f"t = {t:.2f}"]
-    for kind in kinds:
-        block = PARTLY if kind == "some digits" else MASKED
-        line += [(" ", ""), (" ", ""), (block, kind), *((c, "") for c in f" {kind}")]
-    return line
+def plain(text):
+    return [(c, "") for c in text]
 
 
 # -----------------------------------------------------------------------------
@@ -190,44 +163,39 @@ def heading(t, kinds):
 def play(film, seconds=8.0):
     """Play a film in the terminal, in place; into a file or a pipe: a few frames as plain text."""
     live, size = sys.stdout.isatty(), shutil.get_terminal_size()
-    most = 100 if live else 8
-    frames, kinds = scenes(film, most, size.columns - 1)
-    if not live or len(heading(0, kinds)) >= size.columns:
-        kinds = []
-    for i, (t, lines) in enumerate(frames):
-        lines = [heading(t, kinds), *lines]
-        if not live:
+    frames = scenes(film, size.columns - 1, legend=live)
+    if not live:
+        for lines in images.thin(frames, 8):
             say("\n".join("".join(c for c, _ in line) for line in lines))
-            continue
-        if i + 1 < len(frames):                     # the last one may be higher than the terminal
+        return
+    for i, lines in enumerate(frames):
+        last = i + 1 == len(frames)                 # it may be higher than the terminal
+        if not last:
             lines = lines[:size.lines - 1]
         for line in lines:
             say("".join(f"\033[{COLOURS[kind][0]}m{c}" for c, kind in line) + "\033[0m\033[K")
-        if i + 1 < len(frames):
+        if not last:
             time.sleep(min(0.25, seconds / len(frames)))
             sys.stdout.write(f"\033[{len(lines)}A")
 
 
-CHAR, LINE = 10, 25             # pixels: the width of a character, the height of a line
-FONT = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSansMono.ttf")
-
-
-def draw_gif(path, film, most=100, width=72):
-    """Save a film as a .gif of about `most` frames, ten a second; the last one stays for three."""
-    frames, kinds = scenes(film, most, width)
-    frames = [[heading(t, kinds), [], *lines] for t, lines in frames]
+def draw_gif(path, film, width=72):
+    """Save a film as a .gif, ten frames a second; the last one stays for three."""
+    frames = scenes(film, width, legend=True)
     columns = max(len(line) for lines in frames for line in lines)
     font, pictures = ImageFont.truetype(FONT, 16), []
-    for lines in frames:
+    for heading, *lines in frames:
+        lines = [heading, [], *lines]
         picture = Image.new("RGB", ((columns + 4) * CHAR, len(lines) * LINE), "white")
         draw = ImageDraw.Draw(picture)
         for row, line in enumerate(lines):
             for column, (c, kind) in enumerate(line):
-                x, y, gap = (column + 2) * CHAR, row * LINE, 0
-                if c in (MASKED, PARTLY):           # blocks that can be counted
-                    c, gap = "", 1
+                x, y = (column + 2) * CHAR, row * LINE + 3
                 _, behind, colour = COLOURS[kind]
-                draw.rectangle((x + gap, y + 3, x + CHAR - 1 - gap, y + LINE - 4), behind)
-                draw.text((x, y + 3), c, colour, font)
+                if c in (MASKED, PARTLY):           # blocks that can be counted
+                    draw.rectangle((x + 1, y, x + CHAR - 2, y + LINE - 7), behind)
+                else:
+                    draw.rectangle((x, y, x + CHAR - 1, y + LINE - 7), behind)
+                    draw.text((x, y), c, colour, font)
         pictures.append(np.asarray(picture))
     images.save(path, pictures)

@@ -25,7 +25,8 @@ from matplotlib.figure import Figure
 import interpolant
 import rates
 import sampler
-from common import atomic_open, flag, main, parse, say
+from common import flag, main, parse, say
+from figures import images
 from prime import Code, idle_steps
 
 INSTANT, LINEAR = interpolant.schedule("instant"), interpolant.schedule("linear")
@@ -39,19 +40,12 @@ class Args:
     seed: int = flag(0, "fixes everything", low=0)
 
 
-def save(figure, path):
-    with atomic_open(path, "wb") as f:
-        figure.savefig(f, format="png")
-    say(path)
-
-
 # -----------------------------------------------------------------------------
 # idle steps
 
 def measured_idle(steps, L, ell, V=256):
     """Idle steps counted in one run of the sampler: L tokens, all values equally likely."""
-    code = Code(V, ell)
-    masks = [L * ell]                                           # after each step
+    code, masks = Code(V, ell), [L * ell]                       # masks after each step
 
     def predict(y, n, t, at, given=None):
         return torch.zeros(int(at.sum()), V), None
@@ -60,7 +54,7 @@ def measured_idle(steps, L, ell, V=256):
         masks.append(int((y == code.mask).sum()))
 
     sampler.generate(predict, code, 1, L, steps, INSTANT, LINEAR, watch=watch)
-    return sum(before == after for before, after in zip(masks, masks[1:]))
+    return int((np.diff(masks) == 0).sum())
 
 
 def figure_idle(path, L=1024, sizes=(256, 512, 1024, 2048)):
@@ -78,7 +72,8 @@ def figure_idle(path, L=1024, sizes=(256, 512, 1024, 2048)):
              xticks=sizes, xticklabels=sizes, title=f"{L} tokens: formula (lines), one run (dots)")
     axes.minorticks_off()
     axes.legend(frameon=False)
-    save(figure, path)
+    images.save_figure(path, figure)
+    say(path)
 
 
 # -----------------------------------------------------------------------------
@@ -102,11 +97,10 @@ class Pair(nn.Module):
         self.code, self.independent = code, independent
         self.embed = nn.Embedding(code.b + 1, width // code.ell)
         answer = code.ell * code.b if independent else code.V
-        layers, size = [], 2 * code.ell * (width // code.ell)
-        for _ in range(3):
-            layers += [nn.Linear(size, width), nn.SiLU()]
-            size = width
-        self.net = nn.Sequential(*layers, nn.Linear(width, 2 * answer))
+        self.net = nn.Sequential(
+            nn.Linear(2 * code.ell * (width // code.ell), width), nn.SiLU(),
+            nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2 * answer))
 
     def forward(self, y, n, t, at, given=None):
         code = self.code
@@ -120,26 +114,25 @@ class Pair(nn.Module):
 def train_pair(density, ell, independent, iterations, batch=512, peak=2e-3):
     """Fit a Pair with the paper's loss (joint: the probability of the token, not of its digits)."""
     side = len(density)
-    net = Pair(Code(side, ell), independent)
-    optimizer, n1 = torch.optim.Adam(net.parameters(), lr=peak), torch.full((batch,), 2)
-    for i in range(iterations):
+    net, n1 = Pair(Code(side, ell), independent), torch.full((batch,), 2)
+    optimizer = torch.optim.Adam(net.parameters(), lr=peak)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, iterations)
+    for _ in range(iterations):
         cell = density.flatten().multinomial(batch, replacement=True)
         x1 = torch.stack([cell // side, cell % side], 1)                        # (batch, 2)
         t = torch.rand(batch) * 0.995           # assumption: the last 0.5% of time is left out
         loss = rates.nll(net, net.code, x1, n1, t, INSTANT, LINEAR, "paper").mean()
         optimizer.zero_grad()
         loss.backward()
-        for group in optimizer.param_groups:
-            group["lr"] = peak * (1 - i / iterations)
         optimizer.step()
+        decay.step()
     return net
 
 
 def figure_pair(path, args, steps=16):
     """Samples in few steps, and the share of them that falls on ink (1 for the density itself)"""
     density = picture()
-    side, figure = len(density), Figure((12, 3.4), layout="tight")
-    panels = [("the distribution", density)]
+    side, panels = len(density), [("the distribution\n", density)]
     models = [("MDM (ell = 1)", 1, False), ("Prime, joint (ell = 3)", 3, False),
               ("Prime, a product (ell = 3)", 3, True)]
     for name, ell, independent in models:
@@ -151,12 +144,14 @@ def figure_pair(path, args, steps=16):
         share = f"{100 * float(image[density > 0].sum()):.1f}% on ink"
         say(f"{name}, two tokens of {side} in {steps} steps: {share}")
         panels.append((f"{name}\n{share}", image))
+    figure = Figure((12, 3.6), layout="constrained")
     for axis, (title, image) in zip(figure.subplots(1, len(panels)), panels):
         coarse = F.avg_pool2d(image[None, None], 4)[0, 0]
         axis.imshow(coarse.sqrt().numpy(), cmap="gray_r")
         axis.set_title(title, fontsize=10)
         axis.axis("off")
-    save(figure, path)
+    images.save_figure(path, figure)
+    say(path)
 
 
 def run(argv=None):

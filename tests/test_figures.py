@@ -17,7 +17,6 @@ from figures import prime as prime_figures
 from prime import Code, idle_steps
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-MASK = 9
 
 
 class Letters:
@@ -36,19 +35,18 @@ def anything(code, gaps):
     return predict
 
 
-def filmed(ell=1, insertion="linear", start=None, B=3, steps=16):
-    """-> the film of a generation, and every state as (t, y, n)"""
-    code, states = Code(8, ell), []
-    fixed = insertion == "instant"
-    watch = movie.Recorder(code, Letters(), sampler.begin(code, B, 12, fixed, start))
+def filmed(ell=1, insertion="linear", start=None, B=3, steps=16, most=100):
+    """-> the film of a generation, of at most `most` frames, and every state as (t, y, n)"""
+    code, fixed = Code(8, ell), insertion == "instant"
+    first = sampler.begin(code, B, 12, fixed, start)
+    states = [(0.0, first.y, first.n)]
 
-    def both(t, y, n):
-        watch(t, y, n)
+    def watch(t, y, n):
         states.append((t, y.clone(), n.clone()))
 
     sampler.generate(anything(code, not fixed), code, B, 12, steps, interpolant.schedule(insertion),
-                     interpolant.schedule("linear"), start=start, watch=both)
-    return watch.film, states
+                     interpolant.schedule("linear"), start=start, watch=watch)
+    return movie.film_of(states, code, Letters(), most), states
 
 
 def said_by(cells):
@@ -60,32 +58,38 @@ def said_by(cells):
 
 def slots(word):
     """'a_b' -> slots; _ is a mask"""
-    return [(MASK if c == "_" else ord(c) - ord("a"),) for c in word]
+    return [(8 if c == "_" else ord(c) - ord("a"),) for c in word]
 
 
-@pytest.mark.parametrize("old, new, found", [
-    ("", "__", [-1, -1]), ("ab", "ab", [0, 1]), ("_", "_b", [-1, 0]), ("_b", "ab", [0, 1]),
-    ("_", "_", [0]), ("ab", "a_b", [0, -1, 1]), ("__", "_a_", [0, 1, -1]),
-    ("aa", "a_a_", [0, -1, 1, -1]), ("_", "__", [0, -1]), ("a_b", "acb_", [0, 1, 2, -1])])
-def test_old_slots_are_found_again(old, new, found):
-    assert movie.match(slots(old), slots(new), MASK) == found
+@pytest.mark.parametrize("old, new, kinds", [
+    ("", "__", "ii"), ("ab", "ab", "gg"), ("_", "_b", "mr"), ("_b", "ab", "rg"),
+    ("_", "_", "m"), ("ab", "a_b", "gig"), ("__", "_a_", "mri"),
+    ("aa", "a_a_", "gigi"), ("_", "__", "mi"), ("a_b", "acb_", "grgi")])
+def test_old_slots_are_found_again(old, new, kinds):
+    """given, masked, inserted, revealed"""
+    code = Code(8)
+    before = movie.follow(None, slots(old), 0, code, Letters())
+    cells = movie.follow(before, slots(new), 1, code, Letters())
+    assert "".join(cell.kind[0] for cell in cells) == kinds
+    assert all(cell in before for cell in cells if cell.since == 0)
 
 
 @pytest.mark.parametrize("trial", range(20))
-def test_what_is_found_explains_what_happened(trial):
-    rng = random.Random(trial)
-    old = [tuple(rng.choice([0, 1, MASK]) for _ in range(2)) for _ in range(rng.randrange(12))]
-    new = [tuple(rng.randrange(2) if d == MASK and rng.random() < 0.5 else d for d in slot)
+def test_every_old_slot_is_found(trial):
+    """Reveals and insertions at once: no old slot is lost, digits stay, given ones are given."""
+    rng, code = random.Random(trial), Code(4, 2)
+    old = [tuple(rng.choice([0, 1, code.mask]) for _ in range(2)) for _ in range(rng.randrange(12))]
+    new = [tuple(rng.randrange(2) if d == code.mask and rng.random() < 0.5 else d for d in slot)
            for slot in old]
-    for _ in range(rng.randrange(6)):
-        new.insert(rng.randrange(len(new) + 1), (MASK, MASK))
-    found = movie.match(old, new, MASK)
-    assert [i for i in found if i >= 0] == list(range(len(old)))
-    for slot, i in zip(new, found):
-        if i < 0:
-            assert slot == (MASK, MASK)
-        else:
-            assert all(before in (now, MASK) for before, now in zip(old[i], slot))
+    inserted = rng.randrange(6)
+    for _ in range(inserted):
+        new.insert(rng.randrange(len(new) + 1), (code.mask, code.mask))
+    before = movie.follow(None, old, 0, code, Letters())
+    cells = movie.follow(before, new, 1, code, Letters())
+    assert [cell.digits for cell in cells] == new
+    given = [cell for cell in before if cell.kind == "given"]
+    assert [cell for cell in cells if cell.kind == "given"] == given
+    assert sum(cell.since == 1 for cell in cells) >= inserted
 
 
 @pytest.mark.parametrize("ell, insertion", [(1, "linear"), (3, "linear"), (2, "instant")])
@@ -94,8 +98,8 @@ def test_a_film_holds_every_state(ell, insertion):
     digits = [[[cell.digits for cell in cells] for cells in documents] for _, documents in film]
     seen = [[[tuple(slot) for slot in row[:size]] for row, size in zip(y.tolist(), n.tolist())]
             for _, y, n in states]
-    assert all(rows in digits for rows in seen)
-    assert [t for t, _ in film] == sorted(t for t, _ in film)
+    assert digits == seen[-len(digits):]
+    assert all(sum(map(bool, rows)) < 2 for rows in seen[:-len(digits)])    # the blank beginning
     for i, (_, documents) in enumerate(film):
         assert all(cell.since <= i for cells in documents for cell in cells)
     kinds = {cell.kind for _, documents in film for cells in documents for cell in cells}
@@ -114,13 +118,12 @@ def test_given_text_stays_given():
 
 def test_autoregressive_documents_are_written_token_by_token():
     code = Code(8)
-    x = torch.tensor([[0, 1, 2], [0, 4, 7]])
-    state = sampler.begin(code, 2, 3, True)._replace(y=code.encode(x), n=torch.tensor([1, 1]))
-    watch = movie.Recorder(code, Letters(), state)
-    movie.write_left_to_right(watch, code.encode(x), 1, torch.tensor([3, 2]))
-    said = [[said_by(cells) for cells in documents] for _, documents in watch.film]
-    assert said == [["a", "a"], ["a\u2588", "a\u2588"], ["abb", "aee"], ["abb\u2588", "aee"],
-                    ["abbccc", "aee"]]
+    y = code.encode(torch.tensor([[0, 1, 2], [0, 4, 7]]))
+    states = movie.left_to_right(y, torch.tensor([3, 2]), 1)
+    film = movie.film_of(states, code, Letters())
+    said = [[said_by(cells) for cells in documents] for _, documents in film]
+    assert said == [["a", "a"], ["abb", "aee"], ["abbccc", "aee"]]
+    assert [cell.kind for cell in film[-1][1][0]] == ["given", "revealed", "revealed"]
 
 
 # -----------------------------------------------------------------------------
@@ -146,24 +149,27 @@ def test_what_a_terminal_would_obey_is_a_dot():
 def test_news_do_not_stay_news():
     block, pale = movie.MASKED, movie.PARTLY
     cells = cells_of(block, "inserted") + cells_of(pale, "revealed") + cells_of("x", "revealed")
-    fresh, = movie.layout(cells, -1, 10)                        # all of them are of frame 0
-    old, = movie.layout(cells, 0, 10)
+    fresh, = movie.layout(cells, 1, 10)                         # all of them are of frame 0
+    old, = movie.layout(cells, 2, 10)
     assert [kind for _, kind in fresh] == ["inserted", "revealed", "revealed"]
     assert [kind for _, kind in old] == ["masked", "some digits", ""]
 
 
 @pytest.mark.parametrize("most", (1, 5, 1000))
 def test_scenes(most):
-    film, _ = filmed(steps=64)
-    frames, kinds = movie.scenes(film, most, 20)
-    assert len(frames) <= most + 1
-    assert sum(map(bool, frames[0][1])) >= 2                    # no blank beginning
-    assert len({len(lines) for _, lines in frames}) == 1        # documents do not jump
-    assert {kind for line in frames[-1][1] for _, kind in line} <= {""}
+    film, _ = filmed(steps=64, most=most)
+    assert len(film) <= most
+    frames = movie.scenes(film, 60, legend=True)
+    assert len(frames) == len(film) + 1
+    assert len({len(lines) for lines in frames}) == 1           # documents do not jump
+    assert sum(map(bool, frames[0][1:])) >= 2                   # no blank beginning
     said = [said_by(cells) for cells in film[-1][1]]
-    shown = "".join("".join(c for c, _ in line) for line in frames[-1][1])
+    heading, *lines = frames[-1]
+    assert {kind for line in lines for _, kind in line} <= {""}
+    shown = "".join("".join(c for c, _ in line) for line in lines)
     assert shown.replace(" ", "") == "".join(said)
-    assert most < 1000 or kinds == ["masked", "inserted", "revealed"]
+    words = "".join(c for c, _ in heading)
+    assert most < 1000 or words == "t = 1.00  \u2588 masked  \u2588 inserted  \u2588 revealed"
 
 
 def test_a_film_in_which_nothing_happens(tmp_path, capsys):
@@ -208,8 +214,8 @@ def near(image, code):
 
 
 def test_the_picture_moves_and_ends_at_rest(tmp_path):
-    film, _ = filmed(steps=32)
-    movie.draw_gif(str(tmp_path / "t.gif"), film, most=12)
+    film, _ = filmed(steps=32, most=12)
+    movie.draw_gif(str(tmp_path / "t.gif"), film)
     with Image.open(tmp_path / "t.gif") as picture:
         assert 8 < picture.n_frames <= 13 and picture.info["loop"] == 0
         durations, text = [], []

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
+import common
 import data
 import maze as M
 import train
@@ -63,8 +65,8 @@ def test_opened_walls_make_several_ways():
     assert len(M.Maze(11, open=1, seed=0).cells) == 65
     rng = np.random.default_rng(0)
     far = [int(v) for v in np.unravel_index(maze.distance.argmax(), maze.distance.shape)]
-    shortest = [[far[0], *maze.path(*far, rng)] for _ in range(50)]
-    simple = [[far[0], *maze.path(*far, rng, "simple")] for _ in range(50)]
+    shortest = [maze.path(*far, rng) for _ in range(50)]
+    simple = [maze.path(*far, rng, "simple") for _ in range(50)]
     for walk in shortest + simple:
         assert M.wrong(maze.free, maze.cells, walk, far) is None and len(set(walk)) == len(walk)
     assert {len(w) for w in shortest} == {maze.distance[tuple(far)] + 1}
@@ -76,7 +78,8 @@ def test_distances_agree_with_walks():
     assert (maze.distance == maze.distance.T).all() and (maze.distance.diagonal() == 0).all()
     for v, w in rng.integers(len(maze.cells), size=(50, 2)):
         steps = maze.distance[v, w]
-        assert len(maze.path(v, w, rng)) == steps <= len(maze.path(v, w, rng, "simple"))
+        shortest, simple = maze.path(v, w, rng), maze.path(v, w, rng, "simple")
+        assert len(shortest) - 1 == steps <= len(simple) - 1
 
 
 @pytest.mark.parametrize("side, hint", [(10, "try --size 11"), (3, "try --size 5")])
@@ -128,27 +131,37 @@ def test_the_referee_sees_walls():
 # -----------------------------------------------------------------------------
 # tasks
 
+def walk_of(task):
+    return [v for leg in task for v in leg]
+
+
+def places_of(task):
+    """Where in the walk the subgoals are"""
+    return [sum(map(len, task[:i])) for i in range(len(task))]
+
+
 @pytest.mark.parametrize("paths", ["shortest", "simple"])
 @pytest.mark.parametrize("open", [0, 0.3])
 def test_tasks_are_what_they_claim(paths, open):
     maze = M.Maze(11, open, seed=0)
     tasks = M.draw_tasks(maze, 0, 0, 200, [2, 3, 5], 2, 64, paths, repeat=True)
-    assert len(tasks) == 200 and {task.K for task in tasks} == {2, 3, 5}
-    for walk, places in tasks:
-        goals = [walk[p] for p in places]
+    assert len(tasks) == 200 and {len(task) for task in tasks} == {2, 3, 5}
+    for task in tasks:
+        walk, goals = walk_of(task), M.subgoals(task)
         assert 2 <= len(walk) <= 64 and len(set(goals)) == len(goals)
         assert M.wrong(maze.free, maze.cells, walk, goals) is None
-        assert places[0] == 0 and places[-1] == len(walk) - 1 and places == sorted(places)
-        for a, b in zip(places, places[1:]):                # within a leg no cell twice
-            assert len(set(walk[a:b + 1])) == b - a + 1
-            assert paths == "simple" or b - a == maze.distance[walk[a], walk[b]]
+        assert len(task[-1]) == 1
+        for leg, goal in zip(task, goals[1:]):              # within a leg no cell twice
+            assert len({*leg, goal}) == len(leg) + 1
+            assert paths == "simple" or len(leg) == maze.distance[leg[0], goal]
 
 
 def test_no_leg_of_a_test_task_is_a_leg_in_training():
     maze = M.Maze(11, seed=0)
     pairs = {}
     for split in (0, 1, 2):
-        lists = [tuple(task.subgoals) for task in M.draw_tasks(maze, 0, split, 300, [3, 5], 2, 64)]
+        tasks = M.draw_tasks(maze, 0, split, 300, [3, 5], 2, 64)
+        lists = [tuple(M.subgoals(task)) for task in tasks]
         assert len(set(lists)) == 300
         pairs[split] = {frozenset(leg) for goals in lists for leg in zip(goals, goals[1:])}
     assert not pairs[0] & pairs[2] and not pairs[0] & pairs[1] and not pairs[1] & pairs[2]
@@ -157,7 +170,7 @@ def test_no_leg_of_a_test_task_is_a_leg_in_training():
 
 def test_the_hard_split_is_longer():
     hard = M.draw_tasks(M.Maze(11, seed=0), 0, 2, 50, [8], 65, 96)
-    assert all(task.K == 8 and 64 < len(task.walk) <= 96 for task in hard)
+    assert all(len(task) == 8 and 64 < len(walk_of(task)) <= 96 for task in hard)
 
 
 def test_more_tasks_than_the_maze_has():
@@ -177,12 +190,7 @@ def tasks():
 
 def slower(task):
     """The same subgoals, and a longer walk: each leg's inner cells twice"""
-    walk, places = [], []
-    for i, v in enumerate(task.walk):
-        if i in task.places:
-            places.append(len(walk))
-        walk += [v] if i in task.places else [v, v]
-    return M.Task(walk, places)
+    return [[leg[0], *np.repeat(leg[1:], 2).tolist()] for leg in task]
 
 
 @pytest.mark.parametrize("method", ["mdm", "flexmdm", "prime"])
@@ -191,9 +199,9 @@ def test_what_a_sampler_is_given_does_not_leak_the_length(tasks, method):
     pins, or with insertion. The oracle differs."""
     code, fixed = Code(50, 2 if method == "prime" else 1), method != "flexmdm"
     pins = M.pins(3, 64, 12.3)
-    short = [task for task in tasks if task.K == 3 and len(slower(task).walk) <= 64]
+    short = [task for task in tasks if len(task) == 3 and len(walk_of(slower(task))) <= 64]
     long = [slower(task) for task in short]
-    assert len(short) > 10 and any(len(a.walk) < len(b.walk) for a, b in zip(short, long))
+    assert len(short) > 10 and any(len(walk_of(a)) < len(walk_of(b)) for a, b in zip(short, long))
     one, other = M.starts(short, code, 64, fixed, pins), M.starts(long, code, 64, fixed, pins)
     assert all(torch.equal(a, b) for a, b in zip(one, other))
     if fixed:
@@ -205,16 +213,17 @@ def test_starts_hold_the_subgoals_and_nothing_else(tasks):
     code = Code(50)
     y, n, opened = M.starts(tasks, code, 64, fixed=False)
     for row, task in enumerate(tasks):
-        assert n[row] == task.K and code.decode(y[row, :task.K]).tolist() == task.subgoals
-        assert (y[row, task.K:] == code.pad).all()
-        assert opened[row].nonzero()[:, 0].tolist() == list(range(1, task.K))   # between them
-    of_three = [task for task in tasks if task.K == 3]
+        K = len(task)
+        assert n[row] == K and code.decode(y[row, :K]).tolist() == M.subgoals(task)
+        assert (y[row, K:] == code.pad).all()
+        assert opened[row].nonzero()[:, 0].tolist() == list(range(1, K))   # between them
+    of_three = [task for task in tasks if len(task) == 3]
     for pins in (None, M.pins(3, 64, 20)):
         y, n, _ = M.starts(of_three, code, 64, fixed=True, places=pins)
         for row, task in enumerate(of_three):
-            places = pins or task.places
+            places = pins or places_of(task)
             assert (y[row, :, 0] != code.mask).nonzero()[:, 0].tolist() == places
-            assert n[row] == 64 and code.decode(y[row, places]).tolist() == task.subgoals
+            assert n[row] == 64 and code.decode(y[row, places]).tolist() == M.subgoals(task)
 
 
 @pytest.mark.parametrize("K, L, leg, pins", [
@@ -227,7 +236,7 @@ def test_pins(K, L, leg, pins):
 
 
 def test_mean_leg():
-    tasks = [M.Task([0] * n, list(range(K))) for n, K in ((5, 2), (8, 2), (13, 4))]
+    tasks = [[[0] * 4, [0]], [[0] * 7, [0]], [[0] * 4, [0] * 4, [0] * 4, [0]]]
     assert [M.mean_leg(tasks, K) for K in (2, 4, 6)] == [5.5, 4, 4]     # 6: the hard split
 
 
@@ -235,8 +244,8 @@ def test_blanks_fill_up_legs(tasks):
     wide = M.spread(tasks, 64, blank=49)
     assert 30 < len(wide) < 60              # legs beyond 16 steps do not fit between 5 pins
     for task in wide:
-        assert len(task.walk) == 64 and task.places == M.pins(task.K, 64, 64)
-        assert [v for v in task.walk if v != 49] in [old.walk for old in tasks]
+        assert len(walk_of(task)) == 64 and places_of(task) == M.pins(len(task), 64, 64)
+        assert [v for v in walk_of(task) if v != 49] in [walk_of(old) for old in tasks]
 
 
 # -----------------------------------------------------------------------------
@@ -252,7 +261,8 @@ def test_the_data_set_holds_the_tasks(tasks, tmp_path):
     assert dataset.tokenizer.vocab_size == 50 and dataset.tokenizer.eot == 49
     stored = {(tuple(dataset.train.document(i)), tuple(dataset.train.given(i)))
               for i in range(len(dataset.train))}
-    for walk, places in tasks:
+    for task in tasks:
+        walk, places = walk_of(task), places_of(task)
         given = tuple(p in places for p in range(len(walk)))
         assert all(given) or (tuple(walk), given) in stored
     assert not dataset.train.anchored       # between two subgoals there may be nothing
@@ -282,10 +292,11 @@ def test_in_training_subgoals_are_given_at_every_time(tasks, tmp_path, method, e
 def test_with_the_right_answers_a_canvas_solves_every_task(tasks, order, kind):
     """A network that knows the walks, in place of the trained one: the true places lead to
     success, other ones do not. It is told which slots are given."""
-    maze, code, tasks = M.Maze(11, seed=0), Code(50), [task for task in tasks if task.K == 3]
+    maze, code = M.Maze(11, seed=0), Code(50)
+    tasks = [task for task in tasks if len(task) == 3]
     canvas = torch.full((len(tasks), 64), 49)                           # 49: the end token
     for row, task in zip(canvas, tasks):
-        row[:len(task.walk)] = torch.tensor(task.walk)
+        row[:len(walk_of(task))] = torch.tensor(walk_of(task))
 
     def predict(y, n, t, at, given=None):
         assert ((given.sum(1) >= 2) & (given.sum(1) <= 5)).all()
@@ -295,18 +306,47 @@ def test_with_the_right_answers_a_canvas_solves_every_task(tasks, order, kind):
 
     config = SimpleNamespace(insertion="instant", block_size=64)
     net = SimpleNamespace(predict=predict, code=code, config=config, fixed=True)
-    paths = M.solve(M.Arm("true", net), tasks, 49, 16, order, kind)
-    assert paths == [task.walk for task in tasks]
-    assert M.verdicts(maze, tasks, paths) == [None] * len(paths)
-    even = M.Arm("even", net, {3: M.pins(3, 64, 20)})
-    said = M.verdicts(maze, tasks, M.solve(even, tasks, 49, 16, order, kind))
-    assert said.count(None) < len(said) / 2
+    answers = M.solve(M.Arm("true", net), maze, tasks, 16, order, kind)
+    assert answers == [(walk_of(task), M.subgoals(task), None) for task in tasks]
+    even = M.solve(M.Arm("even", net, lambda K: 20), maze, tasks, 16, order, kind)
+    verdicts = [verdict for _, _, verdict in even]
+    assert verdicts.count(None) < len(verdicts) / 2
 
 
 def test_no_panel_is_blank():
     right, wrong = ([1], [1], None), ([2], [1], "a jump")
     assert mazes.pick([wrong, right, wrong]) == [right, wrong]
     assert mazes.pick([right] * 3) == [right] * 2 and mazes.pick([wrong] * 3) == [wrong] * 2
+
+
+def test_a_path_that_stands_still_on_a_subgoal_is_seen():
+    """Its ring is wider than the subgoal that is drawn over it."""
+    panel = Figure().subplots()
+    mazes.draw_path(panel, M.Maze(5, seed=0), [1, 1], [1])
+    sizes = {line.get_color(): line.get_markersize() for line in panel.lines}
+    assert sizes[mazes.JUMP] > sizes[mazes.GOAL] + 1
+
+
+@pytest.mark.parametrize("fixed, first", [(False, 3), (True, 64)])
+def test_a_path_grows_from_what_the_sampler_is_given(tasks, fixed, first):
+    """The first frame has the subgoals, on a fixed canvas among masks, and nothing is asked yet."""
+    def predict(y, n, t, at, given=None):
+        log_g = torch.full((len(y), y.shape[1] + 1), -1.0)
+        return torch.zeros(int(at.sum()), 50), None if fixed else log_g
+
+    config = SimpleNamespace(insertion="instant" if fixed else "linear", block_size=64)
+    net = SimpleNamespace(predict=predict, code=Code(50), config=config, fixed=fixed)
+    task = next(task for task in tasks if len(task) == 3)
+    frames = M.growth(M.Arm("any", net), M.Maze(11, seed=0), task)
+    t, row = frames[0]
+    assert t == 0 and len(row) == first and [v for v in row if v >= 0] == M.subgoals(task)
+    assert -1 not in frames[-1][1] and len(frames) > 3
+
+
+def test_the_picture_is_of_the_largest_K():
+    args = common.parse(M.Args, "", ["--K", "5,2"])
+    M.settle(args)
+    assert args.K == [2, 5]
 
 
 # -----------------------------------------------------------------------------
@@ -373,13 +413,13 @@ def test_the_other_methods(tmp_path, no_pictures, method):
 
 
 def test_a_signal_ends_the_evaluation(tmp_path, monkeypatch, no_pictures):
-    few, evaluate = ["--methods", "flexmdm", "--orders", "random"], M.evaluate
+    few, solve = ["--methods", "flexmdm", "--orders", "random"], M.solve
 
     def signalled(*a):
         os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(*a)
+        return solve(*a)
     with monkeypatch.context() as patch:
-        patch.setattr(M, "evaluate", signalled)
+        patch.setattr(M, "solve", signalled)
         with pytest.raises(Fail, match="stopped while evaluating.*--init_from resume"):
             go(tmp_path, *few)
     done = results(tmp_path)
