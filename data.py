@@ -10,7 +10,8 @@ are tasks: the highest bit marks the tokens that a task gives. meta.json says wh
 from and with. How documents are fitted to block_size: data/bins.py.
 
 To add a data set, add a folder: data/NAME/prepare.py with its TOKENIZER, its BLOCK_SIZE and a
-function prepare(folder, tokenizer), which ends with data.write_texts or data.write.
+function prepare(folder, tokenizer), which ends with data.write_texts or data.write; and, if it
+likes, TRAINING: how train.py trains on it where the user names nothing else.
 """
 import dataclasses
 import functools
@@ -106,6 +107,13 @@ def names():
     """The data sets that can be made: folders with a prepare.py. (data/text: one of any file.)"""
     folders = [f for f in os.listdir(HERE) if os.path.exists(os.path.join(HERE, f, "prepare.py"))]
     return sorted(set(folders) - {"text"})
+
+
+def training(dataset):
+    """How a named data set is trained where the user says nothing else: {flag: value}"""
+    if dataset not in names():
+        return {}
+    return getattr(importlib.import_module(f"data.{dataset}.prepare"), "TRAINING", {})
 
 
 def folder_of(folder, tokenizer, default):

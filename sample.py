@@ -12,14 +12,10 @@
 On a fixed canvas (mdm, prime) a hole says how many tokens it has: [..8]. How it works: sampler.py.
 """
 import json
-import re
 import time
 from dataclasses import dataclass
 
-import numpy as np
-
 import checkpoint
-import data
 from common import Fail, atomic_open, flag, main, parse, say
 from figures import images, movie
 from model import pick_device
@@ -52,48 +48,6 @@ class Args:
     batch_size: int = flag(64, "documents at a time")
     seed: int = flag(0, "makes the documents the same again, on a CPU", low=0)
     device: str = flag("auto", "auto, cpu, cuda, mps")
-
-
-def kept_pixels(keep, shape, seed):
-    """'top', 'left' or a fraction -> (H, W) bool: the pixels that are told"""
-    row, column = np.indices(shape[:2])
-    if keep == "top":
-        return row < shape[0] // 2
-    if keep == "left":
-        return column < shape[1] // 2
-    if not re.fullmatch(r"0?\.\d+", keep):
-        raise Fail(f"--keep {keep}: it is top, left, or a fraction such as 0.2")
-    return np.random.default_rng(seed).random(row.shape) < float(keep)
-
-
-def draw_images(loaded, settings, args):
-    """A grid of images (--png), or a moving picture of how they come about (--trace)"""
-    if bool(args.png) == bool(args.trace) or args.show or args.save or args.prompt or args.infill:
-        raise Fail(f"{args.out_dir} draws images: save a grid with --png grid.png, or a moving "
-                   "picture with --trace images.gif")
-    if loaded.config.causal and args.keep not in ("", "top"):
-        raise Fail("an autoregressive model goes on from above: use --keep top")
-    for name in {"sampler", "order"} - args.named:      # images have defaults of their own
-        del settings[name]
-    B, shape, across = args.num_samples, loaded.config.shape, 8
-    if args.trace:
-        B = min(B, 16)
-    if args.keep:
-        val = data.load(loaded.args["dataset"], loaded.args.get("data_dir", "")).val
-        known = val.batch(np.arange(B) % len(val))[0].view(-1, *shape).byte().numpy()
-        keep = kept_pixels(args.keep, shape, args.seed)
-        settings |= dict(known=known, keep=keep)
-    settings |= dict(num_samples=B, seed=args.seed)
-    if args.trace:
-        images.save(args.trace, images.record(loaded, **settings))
-        return
-    drawn = loaded.images(batch_size=args.batch_size, **settings)
-    if args.keep:
-        told = np.where(keep[:, :, None], known, images.GREY).astype(np.uint8)
-        drawn, across = np.stack([told, drawn, known], 1).reshape(-1, *shape), 9
-        say("three columns each: what was told, painted in, the original")
-    images.save(args.png, [images.grid(drawn, across)])
-    say(f"{args.png}: {B} images")
 
 
 def play(loaded, settings, args):
@@ -134,7 +88,7 @@ def run(argv=None):
     loaded = checkpoint.load(args.out_dir, pick_device(args.device))
     settings = {name: getattr(args, name) for name in SETTINGS}
     if loaded.config.shape:
-        return draw_images(loaded, settings, args)
+        return images.draw(loaded, settings, args)
     if args.png or args.keep:
         raise Fail(f"{args.out_dir} writes text: --png and --keep are for images")
     settings |= dict(prompt=args.prompt, infill=args.infill)

@@ -47,25 +47,6 @@ from retrofit import llada
 METHODS = {"mdm": "instant", "flexmdm": "linear", "prime": "instant", "flexprime": "linear",
            "ar": "instant"}     # -> the insertion schedule
 
-PRESETS = {     # what a data set is trained with, where the user names nothing else
-    "owt": dict(block_size=1024, batch_size=512, n_layer=12, n_head=12, n_embd=768,
-                rope_theta=10000.0, learning_rate=3e-4, weight_decay=0.03, max_iters=500_000,
-                warmup_iters=2500, ema=0.9999, eval_interval=2000, log_interval=10,
-                targets="sampled"),
-    "brackets": dict(insertion="sin", infill=0.0, n_layer=3, n_head=4, n_embd=64, batch_size=128,
-                     learning_rate=2e-3, warmup_iters=100, max_iters=1800, eval_interval=600),
-    "functions": dict(block_size=1024, batch_size=64, n_layer=8, n_head=8, n_embd=512,
-                      rope_theta=1000.0, learning_rate=2e-3, max_iters=2000, targets="sampled"),
-    "glyphs": dict(method="prime", n_layer=4, n_head=4, n_embd=96, batch_size=32,
-                   learning_rate=2e-3, max_iters=2800, eval_interval=700, eval_iters=8,
-                   sample_steps=32),
-    # not measured on a GPU; reveals by the paper's schedule for images, beta = t^3
-    "cifar10": dict(method="prime", n_layer=12, n_head=12, n_embd=768, batch_size=128,
-                    unmasking="polynomial,exponent=3", dropout=0.1, learning_rate=1e-3,
-                    warmup_iters=2500, max_iters=200_000, ema=0.9999, eval_interval=5000),
-}
-PRESETS["imagenet32"] = PRESETS["cifar10"]
-
 
 @dataclass
 class Args:
@@ -138,7 +119,7 @@ class Args:
 
 def settle(args):
     """Fill in what follows from other flags. Raises Fail for what does not go together."""
-    for name, value in PRESETS.get(args.dataset, {}).items():
+    for name, value in data.training(args.dataset).items():
         fits = name != "insertion" or METHODS[args.method] != "instant"
         if name not in args.named and fits:
             setattr(args, name, value)

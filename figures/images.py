@@ -3,6 +3,7 @@
     python figures/images.py --out_dir out-mdm,out-prime --steps 8,32,256 --png assets/glyphs.png
 """
 import os
+import re
 import sys
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import checkpoint
+import data
 from common import Fail, atomic_open, flag, main, parse, say, whole_numbers
 from model import pick_device
 
@@ -77,6 +79,49 @@ def record(loaded, num_samples=16, **settings):
             unknown = torch.full_like(y[:, i:], loaded.code.mask)
             states.append(torch.cat([y[:, :i], unknown], 1))
     return [grid(expected(loaded.code, y, shape), across=4) for y in thin(states)]
+
+
+def kept_pixels(keep, shape, seed):
+    """'top', 'left' or a fraction -> (H, W) bool: the pixels that are told"""
+    row, column = np.indices(shape[:2])
+    if keep == "top":
+        return row < shape[0] // 2
+    if keep == "left":
+        return column < shape[1] // 2
+    if not re.fullmatch(r"0?\.\d+", keep):
+        raise Fail(f"--keep {keep}: it is top, left, or a fraction such as 0.2")
+    return np.random.default_rng(seed).random(row.shape) < float(keep)
+
+
+def draw(loaded, settings, args):
+    """What sample.py does with a model of images: a grid of them (--png), or a moving picture of how
+    they come about (--trace)"""
+    if bool(args.png) == bool(args.trace) or args.show or args.save or args.prompt or args.infill:
+        raise Fail(f"{args.out_dir} draws images: save a grid with --png grid.png, or a moving "
+                   "picture with --trace images.gif")
+    if loaded.config.causal and args.keep not in ("", "top"):
+        raise Fail("an autoregressive model goes on from above: use --keep top")
+    for name in {"sampler", "order"} - args.named:      # images have defaults of their own
+        del settings[name]
+    B, shape, across = args.num_samples, loaded.config.shape, 8
+    if args.trace:
+        B = min(B, 16)
+    if args.keep:
+        val = data.load(loaded.args["dataset"], loaded.args.get("data_dir", "")).val
+        known = val.batch(np.arange(B) % len(val))[0].view(-1, *shape).byte().numpy()
+        keep = kept_pixels(args.keep, shape, args.seed)
+        settings |= dict(known=known, keep=keep)
+    settings |= dict(num_samples=B, seed=args.seed)
+    if args.trace:
+        save(args.trace, record(loaded, **settings))
+        return
+    drawn = loaded.images(batch_size=args.batch_size, **settings)
+    if args.keep:
+        told = np.where(keep[:, :, None], known, GREY).astype(np.uint8)
+        drawn, across = np.stack([told, drawn, known], 1).reshape(-1, *shape), 9
+        say("three columns each: what was told, painted in, the original")
+    save(args.png, [grid(drawn, across)])
+    say(f"{args.png}: {B} images")
 
 
 @dataclass

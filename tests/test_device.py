@@ -14,7 +14,6 @@ from torch.overrides import TorchFunctionMode
 import bench
 import interpolant
 import model
-import prime
 import runs
 import sampler
 import train

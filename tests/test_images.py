@@ -327,7 +327,7 @@ def test_what_is_told_stays(squares):
     tokenizer = data.tokenizer_from("intensities-256")
     loaded = checkpoint.Loaded(net, {"unmasking": "linear"}, tokenizer, 0)
     loaded.predict = predict
-    known, keep = noise(3, 4, 4, 1), sample.kept_pixels("left", (4, 4, 1), 0)
+    known, keep = noise(3, 4, 4, 1), pictures.kept_pixels("left", (4, 4, 1), 0)
     drawn = loaded.images(3, steps=4, known=known, keep=keep)
     assert (drawn[:, :, :2] == known[:, :, :2]).all() and (drawn != known).any()
     assert all((given == torch.from_numpy(keep).flatten()).all() for given in told)

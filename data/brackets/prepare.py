@@ -17,6 +17,8 @@ from common import main, say
 from data.writing import text_hash
 
 TOKENIZER, BLOCK_SIZE = "bytes", 64
+TRAINING = dict(insertion="sin", infill=0.0, n_layer=3, n_head=4, n_embd=64, batch_size=128,
+                learning_rate=2e-3, warmup_iters=100, max_iters=1800, eval_interval=600)
 LENGTHS, SHARES = (4, 16, 32, 64), (.1, .4, .4, .1)
 
 

@@ -13,6 +13,8 @@ from common import main
 from data.python.prepare import harvest, library
 
 TOKENIZER, BLOCK_SIZE = "bpe-2048", 1024
+TRAINING = dict(block_size=1024, batch_size=64, n_layer=8, n_head=8, n_embd=512, rope_theta=1000.0,
+                learning_rate=2e-3, max_iters=2000, targets="sampled")
 MOST = 1024                     # bytes
 
 

@@ -23,6 +23,8 @@ from common import main, say
 from data.writing import INTENSITIES, write_images
 
 TOKENIZER, BLOCK_SIZE = INTENSITIES, 256
+TRAINING = dict(method="prime", n_layer=4, n_head=4, n_embd=96, batch_size=32, learning_rate=2e-3,
+                max_iters=2800, eval_interval=700, eval_iters=8, sample_steps=32)
 SIDE = 16
 CHARACTERS = string.ascii_letters + string.digits
 SYMBOLS = "LastResort", "cmex", "cmsy"          # fonts in which letters have other shapes

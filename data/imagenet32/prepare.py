@@ -15,7 +15,7 @@ import numpy as np
 sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
 import data
 from common import Fail, main
-from data.cifar10.prepare import channels_last
+from data.cifar10.prepare import TRAINING, channels_last  # noqa: F401 (trained alike)
 from data.writing import INTENSITIES, sources, write_images
 
 TOKENIZER, BLOCK_SIZE = INTENSITIES, 32 * 32 * 3

@@ -24,6 +24,10 @@ from data.tokenizers import bpe_size, tokenizer_from
 from data.writing import finish, read_json, sources, stored, text_hash, token_type, write_json
 
 TOKENIZER, BLOCK_SIZE = "gpt2", 1024
+TRAINING = dict(block_size=1024, batch_size=512, n_layer=12, n_head=12, n_embd=768,
+                rope_theta=10000.0, learning_rate=3e-4, weight_decay=0.03, max_iters=500_000,
+                warmup_iters=2500, ema=0.9999, eval_interval=2000, log_interval=10,
+                targets="sampled")
 URL = ("https://huggingface.co/datasets/Skylion007/openwebtext/resolve/"
        "8cfd553694d06979cfec29248b200468786f0294/subsets/urlsf_subset{00..20}.tar")
 SHARE = 0.0005                  # validation documents: nanoGPT's share, but drawn by a hash
