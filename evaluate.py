@@ -85,7 +85,8 @@ class Args:
     spans: int = flag(0, "documents in which to restore a removed span; 0: none", low=0)
     span_steps: int = flag(32, "network calls for these")
     steps: str = flag("128", "network calls for the samples, numbers separated by commas")
-    sampler: str = flag("exact", "exact, parallel, or both separated by a comma")
+    sampler: str = flag("", "exact, parallel, or both separated by a comma; empty: exact for texts, "
+                        "parallel for images")
     order: str = flag("", "which masks are revealed first; empty: margin for short documents "
                       "with insertion, else random", ("", *ORDERS))
     temperature: float = flag(1.0, "1: what the model says; 0: always the likeliest token")
@@ -263,9 +264,16 @@ def draw(loaded, how, steps, args):
     return samples, sum(asked) / len(samples)
 
 
+def samplers(loaded, args):
+    """Their names, as Loaded.generate and Loaded.images choose where the user does not"""
+    if args.sampler:
+        return args.sampler.split(",")
+    return ["parallel"] if loaded.config.shape else ["exact"]
+
+
 def draw_all(path, loaded, args):
     """For each sampler and number of steps: samples, and the first columns of their row"""
-    settings = itertools.product(args.sampler.split(","), whole_numbers(args.steps, "steps"))
+    settings = itertools.product(samplers(loaded, args), whole_numbers(args.steps, "steps"))
     if loaded.config.causal:
         settings = [("parallel", loaded.config.block_size)]                 # a call for each token
     for how, steps in settings:
@@ -332,7 +340,7 @@ def judge_spans(loaded, documents, args):
                              loaded.fixed, loaded.tokenizer.eot) for before, span, after in part]
         x, n = loaded.documents(len(part), stack(starts, loaded.code), args.span_steps,
                                 order=args.order, temperature=args.temperature,
-                                sampler=args.sampler.split(",")[0])
+                                sampler=samplers(loaded, args)[0])
         for row, length, (before, span, after) in zip(x.tolist(), n.tolist(), part):
             document = before + span + after
             if loaded.fixed:                                                # end tokens follow
@@ -373,7 +381,7 @@ def run(argv=None):
         return benchmark.run(argv)
     args = parse(Args, __doc__, argv)
     whole_numbers(args.steps, "steps")
-    if not set(args.sampler.split(",")) <= set(SAMPLERS):
+    if args.sampler and not set(args.sampler.split(",")) <= set(SAMPLERS):
         raise Fail(f"--sampler {args.sampler}: it is parallel, exact, or parallel,exact")
     if args.generations and not args.judge:
         raise Fail("--generations are judged by a language model: name one with --judge")
