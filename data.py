@@ -51,7 +51,7 @@ def order(seed, step, batch_size, N):
     return np.concatenate(parts).astype(np.int64)
 
 
-@functools.lru_cache(maxsize=4)     # train and val, each with its next epoch: 4 x 70 MB for owt
+@functools.lru_cache(maxsize=4)     # train and val, each with its next epoch: 2 x 70 MB for owt
 def permutation(seed, epoch, N):
     return np.random.default_rng([seed % 2 ** 64, epoch]).permutation(N).astype(np.uint32)
 

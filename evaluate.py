@@ -85,8 +85,8 @@ class Args:
     spans: int = flag(0, "documents in which to restore a removed span; 0: none", low=0)
     span_steps: int = flag(32, "network calls for these")
     steps: str = flag("128", "network calls for the samples, numbers separated by commas")
-    sampler: str = flag("", "exact, parallel, or both separated by a comma; empty: exact for texts, "
-                        "parallel for images")
+    sampler: str = flag("", "exact, parallel, or both separated by a comma; empty: parallel for "
+                        "images, else exact")
     order: str = flag("", "which masks are revealed first; empty: margin for short documents "
                       "with insertion, else random", ("", *ORDERS))
     temperature: float = flag(1.0, "1: what the model says; 0: always the likeliest token")

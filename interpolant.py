@@ -31,7 +31,8 @@ LAST = 1 - 2 ** -24     # hazards can be infinite at t = 0 and 1: they are evalu
 
 @dataclass
 class Schedule:
-    """alpha: [0, 1] -> [0, 1], increasing, with alpha(0) = 0 and alpha(1) = 1; computed in float64.
+    """alpha: [0, 1] -> [0, 1], increasing, with alpha(0) = 0 (`instant`: 1) and alpha(1) = 1,
+    in float64.
 
     A schedule is given by three functions, written so that they lose no digits close to t = 1,
     where the losses weigh most."""

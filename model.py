@@ -5,7 +5,7 @@
     y (B, L, ell), n (B,)   states: digits and how many slots are in use (interpolant.py)
     t (B,)                  times; the network sees alpha(t), which is 1 without insertion
     at (B, L) bool          the slots to predict, usually those with a mask
-    given (B, L) bool       slots that were given (a prompt), or None: it cannot tell them otherwise
+    given (B, L) bool       slots that were given (a prompt), or None; the digits do not show it
     logits (M, V)           f for the slots asked for, row by row: M = at.sum()
     log_g (B, L + 1)        log of the expected number of tokens missing left of each slot and, at
                             n, after the last one; 0 beyond. None if nothing is ever inserted.
@@ -14,9 +14,9 @@ This signature is the `predict` of the whole project: losses and samplers know n
 may lie on the host: they are packed where they are, then moved.
 
 No padding is computed. All slots of a batch stand in one row (T, d), document after document, and
-only attention looks at where documents end. Each has one extra slot at its end, the symbol `pad`,
-which answers for the last gap. The vocabulary projection runs on the slots that are asked for,
-only.
+only attention looks at where documents end. With insertion each has one extra slot at its end, the
+symbol `pad`, which answers for the last gap. The vocabulary projection runs only on the slots that
+are asked for.
 
 At the size of the paper's OpenWebText model (12 layers of 768, V = 50257) it has 170.4M parameters.
 """
@@ -65,7 +65,7 @@ class Packed(NamedTuple):
     given: Tensor                       # (T, 1) 1.0 where the slot was given
     doc: Tensor                         # (T,) the document that a slot belongs to
     pos: Tensor                         # (T,) its place there
-    ends: Tensor                        # (B + 1,) int32: 0, n_0, n_0 + n_1, ..
+    ends: Tensor                        # (B + 1,) int32: 0, slots of document 0, of 0 and 1, ..
     asked: Tensor                       # (M,) the slots to predict
     longest: int                        # no document has more slots
 
@@ -83,7 +83,6 @@ def pack(y, n, at, given, pad, end_slot, causal):
     y, given = torch.where(inside[:, :, None], y, pad), given & inside
     if causal:                                                              # slot i sees slot i - 1
         y, given = y.roll(1, 1), given.roll(1, 1)
-        y[:, 0] = pad
     length = n + 1 if end_slot else n
     used = below(length, L + 1)                                             # (B, L + 1)
     doc, pos = used.nonzero(as_tuple=True)                                  # (T,)
@@ -189,8 +188,8 @@ def wave(x):
 
 class GapHead(nn.Module):
     """log g of every slot's left gap, in float32. It starts at g = 1/e for every gap. It also sees
-    the number of slots, which attention cannot count easily: who is missing depends on who is
-    there."""
+    the number of slots, which attention cannot count easily: how many are missing depends on how
+    many are there."""
 
     def __init__(self, n_embd, n_cond):
         super().__init__()
@@ -292,10 +291,9 @@ class Transformer(Network):
 
     def start(self):
         """Standard deviation 1 / sqrt(inputs); embeddings 1; gates 0 (every block starts as the
-        identity). Queries start at 0, so that a head first looks at all slots alike, which is
-        counting: from random queries small models never learnt to. The token head starts small, not
-        at 0 as in the paper: from 0 small models sit at unigram predictions for hundreds of
-        steps."""
+        identity). Queries start at 0, so that a head first looks at all slots alike, as counting
+        needs: from random queries small models never learnt it. The token head starts small, not at
+        0 as in the paper: from 0 small models sit at unigram predictions for hundreds of steps."""
         for m in self.modules():
             if isinstance(m, nn.Linear) and not isinstance(m, ZeroLinear):
                 nn.init.normal_(m.weight, std=m.in_features ** -0.5)

@@ -82,7 +82,7 @@ def slot_kl(logits, y, weight, d1, code, joint=False):
         masked = masked.any(1, keepdim=True)
     else:
         log_f = log_marginals(logits, y, code)                                         # (M, ell, b)
-    digit = d1.clamp_max(log_f.shape[2] - 1).transpose(1, 2)    # (M, ell, L); a pad has no weight
+    digit = d1.clamp(0, log_f.shape[2] - 1).transpose(1, 2)     # (M, ell, L); a pad has no weight
     weight = weight[:, None].expand(digit.shape).to(log_f.dtype)
     q = torch.zeros_like(log_f).scatter_add(2, digit, weight)                          # (M, ell, b)
     kl = torch.special.xlogy(q, q) - torch.where(q > 0, q * log_f, 0)
@@ -98,7 +98,7 @@ def terms(predict, code, d1, n1, noised, t, *, joint=False, averaged=False, give
     y, n, kept, gaps = noised
     at = (y == code.mask).any(2)                                                         # (B, L)
     told = None
-    if given is not None:                           # which slots of x_t that are
+    if given is not None:                           # the given slots of x_t
         told = given.gather(1, kept) & below(n, y.shape[1])                              # (B, L)
     logits, log_g = predict(y, n, t, at, given=told)                            # (M, V), (B, L + 1)
     device = logits.device
@@ -134,7 +134,7 @@ def alignments(noised, d1, n1, code, given=None):
     for j in range(code.ell):
         slot, token = y[:, :, None, j], d1[:, None, :, j]
         match = match & ((slot == token) | (slot == code.mask))
-    if given is not None:                           # these are known to be where they are
+    if given is not None:                           # a given slot is its own token
         known = given.gather(1, kept)[:, :, None] | given[:, None]
         match = match & (~known | (kept[:, :, None] == place))
 

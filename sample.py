@@ -34,9 +34,10 @@ class Args:
     order: str = flag("", "which masks are revealed first; empty: margin for short documents "
                       "with insertion, else random", ("", *ORDERS))
     temperature: float = flag(1.0, "1: what the model says; 0: always the likeliest token")
-    window: int = flag(0, "reveal only the leftmost masks of this many; 0: any", low=0)
+    window: int = flag(0, "reveal only among this many leftmost masks; 0: all", low=0)
     prompt: str = flag("", "a beginning to continue")
-    infill: str = flag("", "a text with holes: [..] is one token or more; [..8] is 8 of them")
+    infill: str = flag("", "a text with holes: [..] is one token or more; on a fixed canvas "
+                       "[..8] is 8")
     png: str = flag("", "images: save a grid of them here")
     keep: str = flag("", "images: paint in validation images, of which the top half, the left half "
                      "or a random FRACTION of the pixels is told")

@@ -102,13 +102,13 @@ def put(state, rows, part):
 def draw_tokens(logits, y, code, temperature):
     """(M, V) -> (M,): a token for each slot, among those that agree with the digits it shows"""
     logits = restrict(logits, y, code)
-    if temperature == 0:
-        return logits.argmax(1)
     if len(logits) == 0:
         return logits.new_zeros(0, dtype=torch.int64)
-    p = (logits / temperature).softmax(1)
+    p = (logits / (temperature or 1)).softmax(1)
     if not p.isfinite().all():
         raise Fail(NOT_FINITE)
+    if temperature == 0:
+        return logits.argmax(1)
     return p.multinomial(1)[:, 0]
 
 
@@ -146,10 +146,9 @@ def ask(task, y, state, t, at):
 
 
 def reveal(task, state, t, drawn, eligible, whole=False):
-    """Reveal masked digits at times t (B,), in each row as many as are drawn (B, L, ell): these
-    ones, or, where task.order says so, the first by that order of all that are eligible (B, L,
-    ell). whole: and the other digits of their slots. -> the new y (B, L, ell), log g of the old
-    state (B, L + 1)."""
+    """Reveal masked digits at times t (B,), in each row as many as `drawn` (B, L, ell) marks: these
+    or, by task.order, the first of the `eligible` (B, L, ell). whole: also the other digits of
+    their slots. -> the new y (B, L, ell), log g of the old state (B, L + 1)."""
     code, order = task.code, task.order
     B, L, ell = drawn.shape
     y, count = state.y[:, :L], drawn.flatten(1).sum(1)
@@ -174,8 +173,9 @@ def reveal(task, state, t, drawn, eligible, whole=False):
         sure = confidence(logits, shown, code, order).float().cpu()
         scores = torch.zeros(y.shape).masked_scatter(at[:, :, None], sure)
         chosen = highest(scores.flatten(1), eligible.flatten(1), count).view_as(y)
-        used = chosen.any(2)[at].nonzero()[:, 0].to(logits.device)
-        at, logits, shown = chosen.any(2), logits[used], shown[used]
+        picked = chosen.any(2)
+        used = picked[at].nonzero()[:, 0].to(logits.device)
+        at, logits, shown = picked, logits[used], shown[used]
     token = draw_tokens(logits, shown, code, task.temperature).cpu()        # (M,)
     if whole:
         chosen = chosen.any(2, keepdim=True) & (y == code.mask)
@@ -268,11 +268,11 @@ def one_event(task, state, t, proposed):
     t (B,): the rows' clocks. proposed (B,): 0, or the G with which an insertion was proposed for
     this time. Why this is exact:
     1. Insertions. With G held, the next one comes at s, where ((1-alpha(s)) / (1-alpha(t)))^G = u
-       for a uniform u. G can only fall while nothing happens, so to accept it with probability
-       G(s) / G(t) gives the right law (thinning). Its gap is then drawn from g(s).
-    2. Reveals. By Prop. 3 they may come at any time, in any order that does not look ahead. Here a
-       second race, with times of its own, decides whether a whole slot is revealed before the next
-       insertion: so about as many slots are masked as in training."""
+       for a uniform u. The true G can only fall while nothing happens, so to accept it with
+       probability G(s) / G(t) gives the right law (thinning). Its gap is then drawn from g(s).
+    2. Reveals. By Prop. 3 they may come at any time, in any order that does not look ahead. Here an
+       independent race, which does not move the clock, decides whether a whole slot is revealed
+       before the next insertion: so about as many slots are masked as in training."""
     insertion, unmasking = task.insertion, task.unmasking
     masked = used_slots(state) == task.code.mask                            # (B, L, ell)
     slots = masked.any(2).sum(1)                                            # (B,)
@@ -285,14 +285,15 @@ def one_event(task, state, t, proposed):
         g = torch.where(has_room[:, None], expected(log_g, state), 0)
     G = g.sum(1)                                                            # (B,)
 
-    def next_insertion():                                                   # 1: never
+    def next_insertion():
         u = torch.rand(len(t), dtype=torch.float64)
-        return insertion.inverse(1 - insertion.left(t) * u ** (1 / G))
+        s = insertion.inverse(1 - insertion.left(t) * u ** (1 / G))
+        return torch.where(G > 0, s, 1.0)                                   # 1: never
 
     u, v = torch.rand(2, len(t), dtype=torch.float64)
     next_reveal = unmasking.inverse(1 - unmasking.left(t) * u ** (1 / slots))
     accepted = (proposed > 0) & (v * proposed < G)
-    reveals = ~accepted & (slots > 0) & ((next_reveal <= next_insertion()) | (G == 0))
+    reveals = ~accepted & (slots > 0) & (next_reveal <= next_insertion())
     waits = ~accepted & ~reveals
 
     y = torch.where(reveals[:, None, None], y, used_slots(state))
@@ -308,7 +309,7 @@ def one_event(task, state, t, proposed):
 
 def run_exactly(task, state, steps, watch):
     """One event at a time in every row, as far as `steps` calls go. A row that has more to do than
-    calls left (a reveal is one call, an insertion two, and some are refused: three) takes a
+    calls left (a mask takes one; a missing token three: it is proposed, accepted, revealed) takes a
     parallel step."""
     t, proposed, G = torch.zeros(3, len(state.n), dtype=torch.float64)
     for left in range(steps, 0, -1):
@@ -360,7 +361,7 @@ def generate(predict, code, B, block_size, steps, insertion, unmasking, order="r
 
     steps: network calls, and a few more. start: (y, n) or (y, n, opened) to begin with: see
     start_from. order: which masks are revealed first. window: only in the leftmost `window` masked
-    slots (parallel). watch(t, y, n) is called with every new state. Raises ValueError for what it
+    slots. watch(t, y, n) is called with every new state. Raises ValueError for what it
     does not know."""
     for value, known in ((order, ORDERS), (sampler, SAMPLERS)):
         if value not in known:
@@ -389,13 +390,14 @@ def generate_left_to_right(predict, code, B, block_size, end, temperature=1.0, s
     L0): ids of a prompt. -> ids x (B, block_size), lengths n (B,) without the end token. No cache
     of keys and values."""
     x = torch.zeros(B, 0, dtype=torch.int64) if start is None else start
-    running = torch.ones(B, dtype=torch.bool)
+    prompt, running = x.shape[1], torch.ones(B, dtype=torch.bool)
     while running.any() and x.shape[1] < block_size:
         L = x.shape[1] + 1
         at = torch.zeros(B, L, dtype=torch.bool)
         at[:, -1] = True
         y = F.pad(code.encode(x), (0, 0, 0, 1), value=code.mask)                # (B, L, ell)
-        logits, _ = predict(y, torch.full((B,), L), torch.ones(B), at, given=None)
+        given = (torch.arange(L) < prompt).expand(B, L)
+        logits, _ = predict(y, torch.full((B,), L), torch.ones(B), at, given=given)
         token = draw_tokens(logits, y[:, -1].to(logits.device), code, temperature).cpu()
         token = torch.where(running, token, end)
         x = torch.cat([x, token[:, None]], 1)
@@ -411,10 +413,10 @@ def start_from(parts, holes, code, block_size, fixed, end, end_open=False, ancho
     """The state of one row with given text: (y (1, L, ell), n (1,), opened (1, L + 1)) for
     `generate`.
 
-    parts: the given runs of ids, one more than holes: the size of each hole, None where it is not
-    known. With insertion a hole starts as one mask (anchored=False: as nothing, since it may stay
-    empty), and only gaps at holes are open. On a fixed canvas a hole is as many masks as it says,
-    and what follows the last run are end tokens (end=None: nothing), or masks if the end is open (a
+    parts: the given runs of ids, one more than holes. holes: their sizes, None if unknown. With
+    insertion a hole starts as one mask (anchored=False: as nothing, since it may stay empty), and
+    only gaps at holes are open. On a fixed canvas a hole is as many masks as it says, and what
+    follows the last run are end tokens (end=None: nothing), or masks if the end is open (a
     prompt)."""
     if fixed and None in holes:
         raise Fail("this model has a fixed canvas: say how many tokens each hole has, as in [..5], "

@@ -130,6 +130,8 @@ def settle(args):
     args.insertion = args.insertion or METHODS[args.method]
     digits = 2 if "prime" in args.method else 1
     args.ell = args.ell or digits
+    if args.shuffle_ids and args.code == "gray":
+        raise Fail("--code gray and --shuffle_ids are two ways to number tokens: choose one")
     if args.ell > 1 and digits == 1:
         raise Fail(f"--method {args.method} has a digit per token: --ell is for prime and "
                    "flexprime")
@@ -383,15 +385,13 @@ def build(args, tokenizer, content, shape=()):
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}     # dense bf16 FLOP/s
 
 
-def mfu_text(net, args, tokens, seconds):
+def mfu_text(net, args, tokens, documents, seconds):
     """' | mfu 41%' on a GPU whose peak is known: the FLOPs, forward and backward, of the slots that
-    exist (blocks, attention) and of those that are masked (head), over the peak. tokens: in the
-    documents of one process."""
-    if not args.device.startswith("cuda"):
-        return ""
-    name = torch.cuda.get_device_name()
-    peak = next((peak for known, peak in PEAK.items() if known in name), None)
-    if peak is None:
+    exist (blocks, attention) and of those that are masked (head), over the peak. tokens, documents:
+    those of one process."""
+    peaks = [peak for name, peak in PEAK.items()
+             if args.device.startswith("cuda") and name in torch.cuda.get_device_name()]
+    if not peaks:
         return ""
     present, masked = 1.0, 1.0
     if args.method != "ar":                         # measured on noise: it depends on the schedules
@@ -400,12 +400,14 @@ def mfu_text(net, args, tokens, seconds):
         noised = interpolant.interpolate(x, n, t, *schedules(args), mask=1, pad=2)
         present = float(noised.n.sum() / n.sum())
         masked = float((noised.y == 1).any(2).sum() / n.sum())
-    # assumption: documents of 0.62 block_size, as OpenWebText's; a slot attends to all of its
-    # document
-    length = args.block_size if net.config.shape else 0.62 * args.block_size
+    length = 0.62 * args.block_size                 # assumption: of documents, as OpenWebText's
+    if METHODS[args.method] == "instant" and args.method != "ar":
+        tokens, length = documents * args.block_size, args.block_size       # all of the canvas
+    per_slot = sum(p.numel() for name, p in net.blocks.named_parameters()
+                   if p.ndim == 2 and "adaln" not in name)
     attention = 2 * args.n_layer * args.n_embd * present * length
-    weights = present * (net.count()[1] + attention) + masked * net.head.weight.numel()
-    return f" | mfu {100 * 6 * tokens * weights / seconds / peak:.0f}%"
+    weights = present * (per_slot + attention) + masked * net.head.weight.numel()
+    return f" | mfu {100 * 6 * tokens * weights / seconds / peaks[0]:.0f}%"
 
 
 # -----------------------------------------------------------------------------
@@ -513,7 +515,7 @@ def train(argv=None):
     # 3. what a run keeps
     run_flags = {f.name: getattr(args, f.name) for f in fields(Args)}
     log = Log(os.path.join(args.out_dir, "log.csv"), step) if rank == 0 else None
-    if rank == 0 and not resume:                    # --overwrite: all that could be resumed
+    if rank == 0 and not resume:                    # --overwrite: no old one may be resumed
         for path in checkpoint.found(args.out_dir):
             path.unlink()
     stop = Stop()
@@ -528,7 +530,7 @@ def train(argv=None):
         sums = window.total(world)
         state = run.state(net, ema, optimizers)
         if rank == 0:
-            log.write()             # first: what a log says too much is cut off when it is resumed
+            log.write()             # first: resuming cuts off what is later than the checkpoint
             seconds = seconds_before + time.time() - began
             checkpoint.save(args.out_dir, args.keep, step=step, **state, config=asdict(net.config),
                             args=run_flags, tokenizer=dataset.tokenizer.spec(),
@@ -589,7 +591,7 @@ def train(argv=None):
             print_once(f"step {step}/{args.max_iters} | loss {unmask + insert:.3f} (unmask "
                        f"{unmask:.2f} insert {insert:.2f}) | lr {lr:.1e} | gnorm {norm:.2f} | "
                        f"{1000 * seconds:.0f} ms | {tokens / seconds / 1000:.1f}k tok/s"
-                       f"{mfu_text(net, args, tokens / world, seconds)} | "
+                       f"{mfu_text(net, args, tokens / world, len(rows), seconds)} | "
                        f"eta {int(left) // 60}m{int(left) % 60:02d}s")
             if rank == 0:
                 log.add(step=step, loss=unmask + insert, unmask=unmask, insert=insert, lr=lr,

@@ -47,7 +47,7 @@ class Args:
     temperature: float = flag(1.0, "1: what the model says; 0: always the likeliest token; "
                                    "--sampler llada: 0, unless given")
     order: str = flag("random", "which masks are revealed first", ORDERS)
-    window: int = flag(0, "reveal only the leftmost masks of this many; 0: any", low=0)
+    window: int = flag(0, "reveal only among this many leftmost masks; 0: all", low=0)
     length: int = flag(0, "on a fixed canvas: how many tokens an answer has room for; 0: 256 in "
                           "gsm8k, 64 in infill", low=0)
     block: int = flag(0, "--sampler llada: masks that are filled before the next; 0: all", low=0)

@@ -52,6 +52,9 @@ of("interpolant.py", "tests/test_interpolant.py",
     "left = F.pad(right[:, :-1], (1, 0), value=0)"),
    ('"amax")', '"amin")'))
 
+of("rates.py", "tests/test_rates.py -k number_0",
+   ("d1.clamp(0, log_f.shape[2] - 1)", "d1.clamp_max(log_f.shape[2] - 1)"))
+
 of("rates.py", "tests/test_device.py",
    ("truth = move(d1[row, kept[at]], device)", "truth = d1[row, kept[at]].to(device)"),
    ("    shown = move(y[at], device)", "    shown = y[at]"))
@@ -101,7 +104,6 @@ of("model.py", "tests/test_model.py",
    ("return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)", "return x"),
    ("length = n + 1 if end_slot else n", "length = n"),
    ("y, given = y.roll(1, 1), given.roll(1, 1)", "y, given = y, given"),
-   ("y[:, 0] = pad", "y[:, 0] = 0"),
    ("is_causal=causal) for", "is_causal=False) for"),
    (".clamp(-15, 15)", ".clamp(-5, 5)"),
    ("slots = packed.ends.diff().to(dtype)  ", "slots = 0 * packed.ends.diff().to(dtype)  "),
@@ -125,7 +127,8 @@ of("model.py", "tests/test_model.py",
 
 of("sampler.py", "tests/test_sampler.py",
    ("logits.argmax(1)", "logits.argmin(1)"),
-   ("(logits / temperature).softmax(1)", "(logits * temperature).softmax(1)"),
+   ("(logits / (temperature or 1)).softmax(1)", "(logits * (temperature or 1)).softmax(1)"),
+   ("given = (torch.arange(L) < prompt)", "given = (torch.arange(L) < 0)"),
    ("return first - second", "return first"),
    ("torch.where(p > 0, p * log_p, 0).sum(2) ", "-torch.where(p > 0, p * log_p, 0).sum(2) "),
    ("dim=1, descending=True, stable=True)", "dim=1, stable=True)"),

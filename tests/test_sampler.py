@@ -480,7 +480,7 @@ def test_nothing_is_inserted_where_nothing_is_expected(kind):
 @pytest.mark.parametrize("kind", ["parallel", "exact"])
 @pytest.mark.parametrize("what", ["logits", "log_g"])
 def test_answers_that_are_not_numbers_end_with_a_sentence(what, kind):
-    """They would hang torch.binomial, or be drawn as tokens."""
+    """They would hang torch.binomial, or be drawn as tokens, also as the likeliest ones."""
     code = Code(5)
 
     def predict(y, n, t, at, given=None):
@@ -489,6 +489,8 @@ def test_answers_that_are_not_numbers_end_with_a_sentence(what, kind):
         return logits, log_g
     with pytest.raises(Fail, match="not finite"):
         generate(predict, code, 4, 7, 5, LINEAR, LINEAR, sampler=kind)
+    with pytest.raises(Fail, match="not finite"):
+        generate(predict, code, 4, 7, 5, LINEAR, LINEAR, sampler=kind, temperature=0)
 
 
 def test_the_masks_left_over_are_revealed_in_several_rounds():
@@ -770,7 +772,7 @@ def test_left_to_right_generation_is_exact(given):
     p = random_p(len(docs), 0)
     p = torch.where(torch.tensor([x[:len(given)] == given for x in docs]), p, 0)
     p = p / p.sum()
-    known = {}
+    known, prompt = {}, len(given)
 
     def answer(before):
         if before not in known:
@@ -784,6 +786,7 @@ def test_left_to_right_generation_is_exact(given):
 
     def predict(y, n, t, at, given=None):
         assert at[:, -1].all() and int(at.sum()) == len(y)
+        assert (given == (torch.arange(y.shape[1]) < prompt)).all()         # as in training
         return torch.stack([answer(tuple(row)) for row in y[:, :-1, 0].tolist()]), None
     start = torch.tensor([given] * N) if given else None
     x, n = sampler.generate_left_to_right(predict, Code(3), N, 4, end, start=start)

@@ -679,6 +679,7 @@ def test_what_follows_from_other_flags():
 
 
 BAD = {
+    "--method=prime --code=gray --shuffle_ids=.5": "choose one",
     "--batch_sise=4": "did you mean --batch_size?",
     "--batch_size=four": "invalid int value",
     "--method=flexdm": "invalid choice",
