@@ -474,13 +474,13 @@ def test_padding_and_neighbours_do_not_change_the_alignments():
 
 def test_number_0_may_be_no_token():
     """A pad is read as the number 0, which a permutation may give to no token. It has no weight."""
-    code = Code(3, 2, torch.tensor([1, 2, 3, 0]))
-    t, n1 = torch.full((2,), 0.7), torch.tensor([3, 1])
-    d1 = rates.digits(code, torch.tensor([[0, 1, 2], [2, 0, 0]]), n1)
+    code, x1 = Code(3, 2, torch.tensor([1, 2, 3, 0])), torch.tensor([[0, 1, 0]] * 20)
+    t, n1 = torch.full((20,), 0.5), torch.full((20,), 2)
+    d1 = rates.digits(code, x1, n1)
     noised = interpolate(d1, n1, t, LINEAR, LINEAR, mask=code.mask, pad=code.pad)
 
     def predict(y, n, t, at, given=None):
-        return torch.zeros(int(at.sum()), 3), torch.zeros(2, 4)
+        return torch.zeros(int(at.sum()), 3), torch.zeros(20, 4)
     unmask, _ = terms(predict, code, d1, n1, noised, t, joint=True, averaged=True)
     assert unmask.isfinite().all()
 
