@@ -210,8 +210,8 @@ def load(path, device="cpu", ema=True):
         path = path / "ckpt.pt"
     content = read(path)
     with must_fit(path):
-        net = build(content)
-        set_weights(net, content["ema"] if ema else content["model"])
+        net, part = build(content), "ema" if ema else "model"
+        set_weights(net, content[part])
         interpolant.schedule(content["args"]["unmasking"])      # is there one of that name?
         tokenizer = data.tokenizer_from(content["tokenizer"])
         if tokenizer.vocab_size != net.config.V:

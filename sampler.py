@@ -63,9 +63,9 @@ def begin(code, B, block_size, fixed, start=None):
     opened), whose clean slots are given: they are never changed."""
     opened = torch.ones(B, block_size + 1, dtype=torch.bool)
     if start is None:
-        n = torch.full((B,), block_size if fixed else 0)
-        symbol = code.mask if fixed else code.pad
-        return State(torch.full((B, block_size, code.ell), symbol), n, opened, None)
+        size, symbol = (block_size, code.mask) if fixed else (0, code.pad)
+        y = torch.full((B, block_size, code.ell), symbol)
+        return State(y, torch.full((B,), size), opened, None)
     y, n, L = start[0], start[1].clone(), start[0].shape[1]
     if len(start) == 3:
         opened[:, :L + 1] = start[2]

@@ -47,10 +47,12 @@ def download(url, path, tries=5):
 def fetch(url, partial):
     """One attempt: append to the file `partial` what it lacks -> is it complete?"""
     have = os.path.getsize(partial) if os.path.exists(partial) else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=60) as r:
-        start = have if r.status == 206 else 0      # a server without ranges sends all of it again
-        with open(partial, "ab" if start else "wb", buffering=0) as f:
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as r:
+        start, mode = have, "ab"
+        if r.status != 206:                         # a server without ranges sends all of it again
+            start, mode = 0, "wb"
+        with open(partial, mode, buffering=0) as f:
             while block := r.read1(2 ** 20):        # read1: what has arrived
                 f.write(block)
             return r.headers.get("Content-Length") in (None, str(f.tell() - start))

@@ -29,7 +29,8 @@ def documents(path, split="paragraph", field="text"):
     """The documents of a file"""
     with intact(path), open(path, "rb") as raw:
         if path.endswith(ARCHIVES):
-            yield from members(raw if path.endswith(".tar") else lzma.open(raw), path)
+            archive = raw if path.endswith(".tar") else lzma.open(raw)
+            yield from members(archive, path)
             return
         if not path.endswith(TEXTS):
             raise Fail(f"{path} has no suffix that can be read: {', '.join(TEXTS)}")

@@ -86,7 +86,9 @@ def tokenizer_from(spec):
         return spec
     if isinstance(spec, dict) and "ranks" in spec:
         return trained(spec.get("name"), spec["ranks"])
-    name = str(spec.get("name") if isinstance(spec, dict) else spec)
+    if isinstance(spec, dict):
+        spec = spec.get("name")
+    name = str(spec)
     if name == "bytes":
         return Tokenizer(name, Utf8(), 256, 0)
     if name == "gpt2":

@@ -71,11 +71,13 @@ def is_folder(path):
 def load(folder, device="cpu"):
     """A folder of the hub -> GPT2, in the file's dtype"""
     config = safetensors.read_config(folder, IMPLEMENTED)
-    own_tokenizer = os.path.isfile(os.path.join(folder, "tokenizer.json"))
+    tokenizer = "gpt2"
+    if os.path.isfile(os.path.join(folder, "tokenizer.json")):
+        tokenizer = folder
     with safetensors.must_fit(folder):
         weights = {name.removeprefix("transformer."): tensor.to(device)
                    for name, tensor in safetensors.read_folder(folder).items()}
-        net = GPT2(config, weights, folder if own_tokenizer else "gpt2")
+        net = GPT2(config, weights, tokenizer)
         one = torch.zeros(1, 1, 1, dtype=torch.int64)           # a text, as a test
         net.predict(one, None, None, one[:, :, 0] == 0)
     return net

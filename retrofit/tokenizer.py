@@ -126,7 +126,8 @@ class Encoding:
 
         # A merge is "a b" or ["a", "b"]. An id of tiktoken is a priority, so here it is called a
         # rank; self.ids has the file's id of each rank.
-        merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in bpe["merges"]]
+        merges = [m.split(" ") if isinstance(m, str) else m for m in bpe["merges"]]
+        merges = [tuple(m) for m in merges]
         last = last_merges({pair: i for i, pair in enumerate(merges)})
         order = [*alphabet(), *sorted(last, key=last.get)]
         if bpe.get("ignore_merges"):                # a word that is a token stays whole

@@ -285,7 +285,7 @@ of("checkpoint.py", "tests/test_checkpoint.py",
    ('if len(blocks) != config["n_layer"] or head', "if head"),
    ('last < content["step"]:', 'last != content["step"]:'),
    ("for old in found(out_dir)[keep:]:", "for old in found(out_dir)[keep + 1:]:"),
-   ('content["ema"] if ema else content["model"]', 'content["model"]'),
+   ('"ema" if ema else "model"', '"model"'),
    ('sorted(Path(out_dir).glob("ckpt-*.pt"), reverse=True)',
     'sorted(Path(out_dir).glob("ckpt-*.pt"))'),
    ('        interpolant.schedule(content["args"]["unmasking"])', "        #"),
@@ -420,7 +420,8 @@ def main():
         for i, mutant in enumerate(mutants):
             began = time.time()
             lives = survives(tree, mutant, args.seconds)
-            alive += [mutant] * lives
+            if lives:
+                alive.append(mutant)
             verdict = "ALIVE " if lives else "killed"
             print(f"{i + 1:3}/{len(mutants)} {verdict} {time.time() - began:4.0f} s  {mutant[0]}: "
                   f"{' '.join(mutant[1].split())}  ->  {' '.join(mutant[2].split())}", flush=True)
