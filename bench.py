@@ -1,4 +1,4 @@
-"""Speed: what not computing what is not needed is worth, side by side in one process.
+"""Speed: the gain from skipping what is not needed, side by side in one process.
 
     python bench.py                                 # all; 3 minutes on 2 CPU cores
     python bench.py --only head --csv head.csv
@@ -14,8 +14,8 @@
 `dense` is the usual way through the same network: every slot of a padded canvas, and logits for all
 of them. `ours` computes slots that exist, and logits that are asked for. Runs take turns; times are
 medians. ratio: how many times as fast as the first path. mfu: the FLOPs of the matrix products in
-`ours` (attention is not counted) over time and over the matmul rate that this machine reaches.
-Memory is the peak of a run, on CUDA only.
+the last path (attention is not counted) over time and over the matmul rate that this machine
+reaches. Memory is the peak of a run, on CUDA only.
 
 Worked number: with 12 blocks of 768 and V = 50257, at a uniform time, half of a document's tokens
 exist and a quarter are masked, so a flexmdm step needs 0.25 GFLOP in the blocks and 0.06 in the

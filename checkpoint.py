@@ -173,7 +173,7 @@ def check_sizes(config, weights):
     head = tuple(weights["head.weight"].shape)
     if len(blocks) != config["n_layer"] or head != (config["V"], config["n_embd"]):
         raise ValueError("its sizes are not those of its weights")
-    if config["block_size"] > LONGEST:                  # it has no weights of its own
+    if config["block_size"] > LONGEST:                  # no weight's shape limits it
         raise ValueError(f"block_size is {config['block_size']}")
     interpolant.schedule(config["insertion"])           # is there one of that name?
     with torch.device("meta"):                          # shapes only
@@ -210,8 +210,8 @@ def load(path, device="cpu", ema=True):
         path = path / "ckpt.pt"
     content = read(path)
     with must_fit(path):
-        net, part = build(content), "ema" if ema else "model"
-        set_weights(net, content[part])
+        net = build(content)
+        set_weights(net, content["ema" if ema else "model"])
         interpolant.schedule(content["args"]["unmasking"])      # is there one of that name?
         tokenizer = data.tokenizer_from(content["tokenizer"])
         if tokenizer.vocab_size != net.config.V:

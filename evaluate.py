@@ -26,8 +26,10 @@ per token and per word. +- is one standard error, over documents and noise toget
                 of 1/16 of block_size
     distinct-2  different pairs of neighbouring tokens / all such pairs
     entropy     of the tokens, in bits: low means repetition
-    copied      share of the samples that are training documents, word for word
-    calls       network calls per sample: --steps, and a few for what is masked in the end
+    copied      share of the samples that are training documents, word for word; nan where these are
+                a million or more, or others than the model's
+    calls       network calls per sample: at most --steps, and up to 8 for what is masked in the
+                end; ar: one a token
     spans       validation documents in which a removed span of 1 to 6 tokens is restored exactly
 
 Images: bits per dimension, that is per intensity, by the same bounds; and of the samples the
@@ -73,13 +75,13 @@ class Args:
     out_dir: str = flag("out", "runs, checkpoints or pretrained folders, separated by commas")
     dataset: str = flag("", "another data set than the one trained on")
     data_dir: str = flag("", "where data sets are kept; empty: as in training")
-    split: str = flag("", "a document of a .txt; empty: as in training", ("", *data.SPLITS))
+    split: str = flag("", "what a .txt's document is; empty: as in training", ("", *data.SPLITS))
     field: str = flag("", "the field of a .jsonl that holds the text; empty: as in training")
     packing: str = flag("", "documents, or stream: rows of block_size; empty: as in training",
                         ("", "documents", "stream"))
     whole: bool = flag(False, "all documents of the file --dataset, not its validation share")
     detokenize: str = flag("", "--whole: undo a benchmark's marks", ("", *DETOKENIZERS))
-    documents: int = flag(512, "for the bounds (--whole: all, unless given); 0: none", low=0)
+    documents: int = flag(512, "documents for the bounds (--whole: all by default); 0: none", low=0)
     repeats: int = flag(8, "times at which each document is noised")
     num_samples: int = flag(1000, "samples to judge; 0: none", low=0)
     spans: int = flag(0, "documents in which to restore a removed span; 0: none", low=0)
@@ -105,7 +107,7 @@ class Args:
 
 def open_data(loaded, args):
     """What the model was trained on, or --dataset, cut into rows as in its training: a data.Dataset
-    (of a whole file: without `train`, and with the words per byte that it had with its marks)"""
+    (--whole: no `train`; words_per_byte is counted before detokenizing)"""
     own, block_size = SimpleNamespace(**loaded.args), loaded.config.block_size
     name, packing = args.dataset or own.dataset, args.packing or own.packing
     reading = dict(split=args.split or own.split, field=args.field or own.field, packing=packing)
@@ -126,7 +128,9 @@ def open_data(loaded, args):
             raise Fail(f"{name} has the image shape {shape}, the model {loaded.config.shape} (() "
                        "is text): name another --dataset")
     what = "as in its training"
-    if (name, packing) != (own.dataset, own.packing):
+    if args.whole:
+        what = "all of the file, whatever it was trained on"
+    elif (name, reading) != (own.dataset, {key: getattr(own, key) for key in reading}):
         what = f"trained on {own.dataset or 'something else'}, --packing {own.packing}"
     say(f"  judged on {name}, --packing {packing}: {what}")
     return dataset
@@ -287,7 +291,8 @@ def judge_texts(path, loaded, dataset, judge, args):
     """Draw, judge and print. -> rows of the csv"""
     decode, block_size = loaded.tokenizer.decode, loaded.config.block_size
     val, known, rows = first_of(dataset.val, MOST), None, []
-    if dataset.train is not None and len(dataset.train) < 1e6:
+    own = dataset.train is not None and dataset.name == loaded.args["dataset"]
+    if own and len(dataset.train) < 1e6:
         known = {decode(ids) for ids in first_of(dataset.train, len(dataset.train))}
     mean_length = np.mean([len(ids) for ids in val])
     say(f"  {args.num_samples} samples; validation documents have entropy {entropy(val):.2f} bits, "
@@ -387,9 +392,8 @@ def run(argv=None):
         raise Fail("--generations are judged by a language model: name one with --judge")
     if args.png and not args.num_samples:
         raise Fail("--png draws samples: leave out --num_samples 0")
-    device, judge, rows = pick_device(args.device), None, []
-    if args.judge:
-        judge = Judge(args.judge, device)
+    device, rows = pick_device(args.device), []
+    judge = Judge(args.judge, device) if args.judge else None
     if args.generations:
         texts = [plain(text) for text in documents_of(args.generations, field=args.field or "text")]
         judge.report(f"texts of {args.generations}", texts, args.batch_size)

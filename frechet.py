@@ -4,7 +4,7 @@ arXiv 1706.08500): that between Gaussians with the sets' means m and covariances
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
 
 One worked number: N(0, 1) and N(3, 4) are (0 - 3)^2 + (1 - 2)^2 = 10 apart. It depends on the
-features, and falls with the number of images: compare only what has the same of both.
+features, and falls with the number of images: compare only where both are equal.
 """
 import numpy as np
 import torch

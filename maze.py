@@ -384,7 +384,7 @@ def draw(arms, maze, tests, args):
 # -----------------------------------------------------------------------------
 # the command line
 
-PRESETS = {     # what a side needs, where the user names nothing else; between two, the larger's
+PRESETS = {     # defaults by --size; a size in between takes the larger one's
     11: {},                     # the defaults
     21: dict(K="2,7,12", hard=15, limit=160, block_size=224),
     41: dict(K="2,7,12", hard=16, limit=400, block_size=512, train_tasks=50_000, n_layer=8,
@@ -402,7 +402,7 @@ class Args:
     paths: str = flag("shortest", "how subgoals are joined", ("shortest", "simple"))
     K: str = flag("2,5", "how many subgoals, with start and end, test tasks have")
     hard: int = flag(7, "subgoals of the hard split; 0: no hard split", low=0)
-    limit: int = flag(48, "the most cells of a training path")
+    limit: int = flag(48, "the most cells of a path, except in the hard split")
     block_size: int = flag(64, "the most cells of a hard path; the fixed canvas")
     train_tasks: int = flag(20_000, "training tasks")
     test_tasks: int = flag(100, "test tasks for each K")

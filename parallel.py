@@ -45,13 +45,15 @@ def agreed(asked, world):
 # whole tensors, put together from the shares of all processes under --fsdp
 
 def whole(weights):
-    """{name: tensor}, a share of each -> {name: the whole tensor, on the CPU}"""
-    full = {}
+    """{name: tensor}, a share of each -> on the first process {name: the whole tensor, on the CPU},
+    on the others {}"""
+    full, first = {}, not dist.is_initialized() or dist.get_rank() == 0
     for name, w in weights.items():
         w = w.detach()
         if isinstance(w, DTensor):
             w = w.full_tensor()
-        full[name] = w.cpu().clone()
+        if first:
+            full[name] = w.to("cpu", copy=True)
     return full
 
 

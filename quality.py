@@ -31,7 +31,8 @@ def batches(things, batch_size, logits, what):
         yield things[first:first + size]
         if time.time() - last > 20:
             last = time.time()
-            say(f"  {what}: {first + size}/{len(things)}, {last - began:.0f} s")
+            done = min(first + size, len(things))
+            say(f"  {what}: {done}/{len(things)}, {last - began:.0f} s")
 
 
 # -----------------------------------------------------------------------------
@@ -153,6 +154,6 @@ class Judge:
         cut, empty = int((lengths == self.block_size).sum()), len(texts) - len(ids)
         say(f"  {self.name} on {len(ids)} {what}: perplexity {perplexity:.2f} +- {error:.2f}, "
             f"unigram entropy {entropy(ids):.2f} bits, within a text {within:.2f}")
-        say(f"      {int(lengths.sum()):,} tokens; {empty} texts were empty; {cut} were read up to "
-            f"token {self.block_size} only")
+        say(f"      {int(lengths.sum()):,} tokens; {empty} texts were empty; {cut} filled the "
+            f"{self.block_size} tokens that are read")
         return perplexity, error

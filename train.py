@@ -65,7 +65,7 @@ class Args:
     overwrite: bool = flag(False, "remove the run that out_dir holds and start again")
     keep: int = flag(2, "how many checkpoints to keep")
     # model
-    block_size: int = flag(64, "the most tokens of a document", low=2)
+    block_size: int = flag(64, "the most tokens of a document", low=2, high=checkpoint.LONGEST)
     n_layer: int = flag(4, "blocks")
     n_head: int = flag(4, "attention heads")
     n_embd: int = flag(128, "width")
@@ -282,13 +282,13 @@ def learning_rate(step, args):
     return args.min_lr + 0.5 * (1 + math.cos(math.pi * x)) * (args.learning_rate - args.min_lr)
 
 
-def pieces_for(args, world):
+def pieces_for(args, config, world):
     """Into how many pieces a process cuts its share of the batch, if the user does not say: 64
     documents of 1024 tokens are a piece for the 170M model with insertion, half as many without.
     assumption: that fits a GPU of 80 GB (not measured)."""
     rows, pieces = args.batch_size // world, args.gradient_accumulation_steps
     if not pieces:
-        tokens = 2 ** 16 * (12 * 768) / (args.n_layer * args.n_embd)
+        tokens = 2 ** 16 * (12 * 768) / (config.n_layer * config.n_embd)
         if METHODS[args.method] == "instant":
             tokens /= 2
         pieces = max(1, min(rows, math.ceil(rows * args.block_size / tokens)))
@@ -366,6 +366,9 @@ def build(args, tokenizer, content, shape=()):
         if net.config.V != tokenizer.vocab_size:
             raise Fail(f"{args.init_from} has {net.config.V:,} tokens, the data set "
                        f"{tokenizer.vocab_size:,}: use --tokenizer {args.init_from}")
+        own = llada.described(args.init_from).get("tokenizer") or {}
+        if own.get("ranks") not in (None, tokenizer.spec().get("ranks")):
+            raise Fail(f"{args.init_from} was trained with another bpe than that of the data set")
         return net
     permutation = None
     if args.ell > 1 and args.shuffle_ids:
@@ -405,7 +408,7 @@ def mfu_text(net, args, tokens, documents, seconds):
         tokens, length = documents * args.block_size, args.block_size       # all of the canvas
     per_slot = sum(p.numel() for name, p in net.blocks.named_parameters()
                    if p.ndim == 2 and "adaln" not in name)
-    attention = 2 * args.n_layer * args.n_embd * present * length
+    attention = 2 * net.config.n_layer * net.config.n_embd * present * length
     weights = present * (per_slot + attention) + masked * net.head.weight.numel()
     return f" | mfu {100 * 6 * tokens * weights / seconds / peaks[0]:.0f}%"
 
@@ -487,10 +490,10 @@ def train(argv=None):
     shape = dataset.meta.get("shape", ())
     if shape:
         fit_to_images(args, shape)
-    pieces = pieces_for(args, world)
     torch.manual_seed(args.seed)
     net = build(args, dataset.tokenizer, content, shape).to(args.device)
     net.checkpointing = args.checkpointing
+    pieces = pieces_for(args, net.config, world)
     if not resume and args.init_from != "scratch" and not llada.is_folder(args.init_from):
         run.start_from(net, args.init_from, dataset.tokenizer)
     if args.fsdp:

@@ -1,6 +1,6 @@
 """Byte-level BPE (arXiv 1508.07909, on bytes as in GPT-2): the vocabulary is learned from texts.
 
-    ranks = train(texts, 1023)      # {token: rank}: 256 bytes, then ever the most frequent pair
+    ranks = train(texts, 1023)      # {token: rank}: the bytes, then always the most frequent pair
     tiktoken.Encoding("bpe", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
 
 Two ideas make it fast: count words, not texts, and after a merge touch only the words that it

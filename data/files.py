@@ -73,7 +73,8 @@ def json_document(line, field, where):
         raise Fail(f"{where} is not JSON: every line must be an object such as "
                    f'{{"{field}": "..."}}') from None
     pairs = value.items() if isinstance(value, dict) else ()
-    texts = {key: text for key, text in pairs if isinstance(text, str)}
+    texts = {key: text.encode("utf-8", "replace").decode() for key, text in pairs
+             if isinstance(text, str)}                      # JSON may hold half a character
     if field in texts:
         return texts[field]
     for keys in TASKS:
@@ -113,5 +114,5 @@ def members(stream, name, most=math.inf):
         else:
             with intact(where):
                 yield from members(lzma.open(io.BytesIO(content)), where, 4 * LIMIT)
-    if len(stream.read(2 ** 20)) == 2 ** 20:                # also: reading to the end checks an .xz
+    if len(stream.read(2 ** 20)) == 2 ** 20:                # reading to the end also checks an .xz
         raise tarfile.ReadError("it goes on after its end")

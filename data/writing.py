@@ -33,7 +33,7 @@ def plain(document):
 
 
 def split(documents, share):
-    """-> train, val. Where no hash is below `share`, val has the document with the smallest."""
+    """-> train, val. If no hash is below `share`, val is the document with the smallest."""
     documents = [document for document in documents if plain(document)]
     hashes = [text_hash(plain(document)) for document in documents]
     limit = max(int(share * 2 ** 64), min(hashes, default=0) + 1)
@@ -129,8 +129,9 @@ def finish(folder, counts, tokenizer, dtype, made, **more):
         "documents": counts, "tokens": tokens,
         "sha256": {name: file_sha256(os.path.join(folder, name)) for name in names}, **more})
     os.unlink(os.path.join(folder, "unfinished"))
-    say(f"{sum(counts.values()):,} documents, {counts['val']:,} of them for validation; "
-        f"{sum(tokens.values()):,} tokens ({tokenizer.tag})")
+    of_them = f", {counts['val']:,} of them for validation" if "train" in counts else ""
+    say(f"{sum(counts.values()):,} documents{of_them}; {sum(tokens.values()):,} tokens "
+        f"({tokenizer.tag})")
 
 
 def ready(folder):

@@ -1,7 +1,7 @@
 """loss.png: the training loss and the validation bound of a run, from the rows of its log.csv"""
 from matplotlib.figure import Figure
 
-from common import atomic_open
+from figures import images
 
 
 def draw(path, rows):
@@ -15,5 +15,4 @@ def draw(path, rows):
         axes.plot(steps, values, style, lw=0.8, ms=3.5, label=label)
     axes.set(xlabel="step", ylabel="nats per token")
     axes.legend(frameon=False)
-    with atomic_open(path, "wb") as f:
-        figure.savefig(f, format="png")
+    images.save_figure(path, figure)

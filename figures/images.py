@@ -94,8 +94,8 @@ def kept_pixels(keep, shape, seed):
 
 
 def draw(loaded, settings, args):
-    """What sample.py does with a model of images: a grid of them (--png), or a moving picture of how
-    they come about (--trace)"""
+    """What sample.py does with a model of images: a grid of them (--png), or a moving picture of
+    how they come about (--trace)"""
     if bool(args.png) == bool(args.trace) or args.show or args.save or args.prompt or args.infill:
         raise Fail(f"{args.out_dir} draws images: save a grid with --png grid.png, or a moving "
                    "picture with --trace images.gif")

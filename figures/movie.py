@@ -135,10 +135,11 @@ def layout(cells, frame, width):
 def scenes(film, width, legend):
     """The frames as lines, and at the end one in which nothing is new. The first line has the time
     and, if it is asked for and fits, a legend of the kinds that occur."""
-    pages, heights = [], [len(layout(cells, 0, width)) for cells in film[-1][1]]
+    pages, documents = [], zip(*(documents for _, documents in film))
+    heights = [max(len(layout(cells, 0, width)) for cells in frames) for frames in documents]
     for frame, (t, documents) in [*enumerate(film), (len(film) + 1, film[-1])]:
         lines = [plain(f"t = {t:.2f}")]
-        for cells, height in zip(documents, heights):   # the last height: documents do not jump
+        for cells, height in zip(documents, heights):   # one height: nothing jumps
             part = layout(cells, frame, width)
             lines += part + [[]] * (height - len(part))
         pages.append(lines)

@@ -9,7 +9,8 @@ import sys
 
 from matplotlib.figure import Figure
 
-from common import Fail, atomic_open, main
+from common import Fail, main
+from figures import images
 
 PANELS = {"valid": "share of valid samples", "length_tv": "length total variation",
           "frechet": "Frechet distance"}        # a column, and what it is
@@ -48,8 +49,7 @@ def draw(path, rows):
         axes.set(xlabel="network calls", ylabel=PANELS[column], ylim=(0, None))
         axes.set_xscale("log", base=2)
         axes.legend(frameon=False)
-    with atomic_open(path, "wb") as f:
-        figure.savefig(f, format="png")
+    images.save_figure(path, figure)
 
 
 def read(path):

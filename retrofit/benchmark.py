@@ -5,9 +5,9 @@
     python evaluate.py gsm8k  --generations canonical --problems gsm8k_test.jsonl
 
 The same command again goes on where it was stopped. A problem that is longer than the model's
-block_size has failed. The code that a model wrote is run in a sandbox (sandbox.py). LLaDA itself is
-asked as by its authors (arXiv 2502.09992): temperature 0, as many steps as tokens, and four solved
-problems before each question (none without --examples):
+block_size counts as failed. The code that a model wrote is run in a sandbox (sandbox.py). With
+--sampler llada LLaDA is asked as by its authors (arXiv 2502.09992): temperature 0, as many steps as
+tokens, and four solved problems before each question (none without --examples):
 
     python evaluate.py gsm8k --sampler llada --out_dir LLaDA-8B-Base --problems gsm8k_test.jsonl
         --examples gsm8k_train.jsonl
@@ -15,7 +15,7 @@ problems before each question (none without --examples):
         --chat --block 8
 
 A model that was trained here is asked as it was trained: the question, a new line, the answer.
-Not measured: LLaDA-8B itself, by this command.
+Never run on LLaDA-8B itself.
 """
 import functools
 import os
@@ -51,7 +51,8 @@ class Args:
     length: int = flag(0, "on a fixed canvas: how many tokens an answer has room for; 0: 256 in "
                           "gsm8k, 64 in infill", low=0)
     block: int = flag(0, "--sampler llada: masks that are filled before the next; 0: all", low=0)
-    examples: str = flag("", "gsm8k: a file with solved problems to show a pretrained model")
+    examples: str = flag("", "gsm8k, --sampler llada or --chat: a file of solved problems that are "
+                             "shown first")
     shots: int = flag(4, "how many of them")
     chat: bool = flag(False, "gsm8k: the chat template of LLaDA-8B-Instruct")
     seconds: float = flag(10.0, "time limit of a generated program")
@@ -63,7 +64,7 @@ class Args:
     device: str = flag("auto", "auto, cpu, cuda, mps")
 
 
-# what the answers of a model depend on, and so the settings of a results file
+# what the law of the answers depends on, and so the settings of a results file
 ASKED = ("out_dir", "sampler", "steps", "temperature", "order", "window", "length", "block",
          "examples", "shots", "chat", "seed")
 
@@ -106,8 +107,8 @@ def generate_by_blocks(predict, code, y, n, steps, block, temperature=0.0):
     """LLaDA's own sampler on a fixed canvas (low-confidence remasking, semi-autoregressive: arXiv
     2502.09992) -> x (B, L), n.
     y (B, L, 1), n (B,): the state to start from. A row's masks are filled in blocks of `block`,
-    from the left; each of a block's steps reveals as many as are left over steps left, those whose
-    drawn token is the most probable."""
+    from the left; each step reveals (masks left) / (steps left) of the block, those whose drawn
+    token is the most probable."""
     given = below(n, y.shape[1]) & (y != code.mask)[:, :, 0]
     number = (y == code.mask)[:, :, 0].cumsum(1)                            # 1, 2, .. at the masks
     blocks = -(-int(number.max()) // block)                                 # rounded up
@@ -143,6 +144,8 @@ class Asker:
         self.tokenizer = loaded.tokenizer
         trained_here = bool(loaded.args["dataset"])
         self.pretrained = args.chat or (args.sampler == "llada" and not trained_here)
+        if args.examples and not self.pretrained:
+            raise Fail("--examples are shown to a LLaDA as it came: add --sampler llada or --chat")
         # LLaDA's canvas ends with the answer; ours is filled up with end tokens, as in training
         self.end = self.tokenizer.eot if trained_here else None
         self.room = args.length if loaded.fixed else 1          # slots of a hole, at the start

@@ -16,7 +16,8 @@ from retrofit import safetensors
 
 # values of config.json that the code knows; None: the key may be absent
 IMPLEMENTED = {"model_type": ["gpt2"], "activation_function": ["gelu_new", None],
-               "scale_attn_by_inverse_layer_idx": [False, None]}
+               "scale_attn_by_inverse_layer_idx": [False, None],
+               "scale_attn_weights": [True, None], "tie_word_embeddings": [True, None]}
 
 
 class GPT2:
@@ -78,6 +79,8 @@ def load(folder, device="cpu"):
         weights = {name.removeprefix("transformer."): tensor.to(device)
                    for name, tensor in safetensors.read_folder(folder).items()}
         net = GPT2(config, weights, tokenizer)
+        if (len(weights["wpe.weight"]), len(weights["wte.weight"])) != (net.block_size, net.code.V):
+            raise ValueError("its embeddings have another size")
         one = torch.zeros(1, 1, 1, dtype=torch.int64)           # a text, as a test
         net.predict(one, None, None, one[:, :, 0] == 0)
     return net

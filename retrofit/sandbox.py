@@ -158,7 +158,11 @@ def limit(seconds, memory):
     if sys.platform == "darwin":
         del limits["AS"]                                # macOS does not limit the address space
     for name, value in limits.items():
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+        kind = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(kind)[1]
+        if hard != resource.RLIM_INFINITY:              # a limit can only be lowered
+            value = min(value, hard)
+        resource.setrlimit(kind, (value, value))
 
 
 def execute(parts, token_pipe, out):

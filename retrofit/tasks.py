@@ -131,8 +131,8 @@ def claim(path, settings):
 
 def evaluate(problems, generate, judge, path, settings, batch_size=8, workers=2, say=print):
     """Solve those of `problems` that are not in the results file `path` yet, and say pass@1.
-    generate(problems) -> {task_id: text}, without those that are too long for the model and have
-    failed; judge(problem, text) -> a dict with a status, "passed" or another."""
+    generate(problems) -> {task_id: text}; those left out were too long: they have failed.
+    judge(problem, text) -> a dict with a status, "passed" or another."""
     def verdict(problem):
         name = problem["task_id"]
         if name not in texts:

@@ -306,7 +306,7 @@ of("common.py", "tests/test_checkpoint.py tests/test_faults.py -k 'left or write
     "print(text, flush=True)"),
    ("errno.ENOSPC, errno.EDQUOT, errno.EFBIG", "errno.EDQUOT"))
 
-of("run.py", "tests/test_train.py -k 'checkpoint or resum or begin or weights or claim'",
+of("run.py", "tests/test_train.py -k 'checkpoint or resum or begin or weights'",
    ("model=parallel.whole(trained(net)), ema=parallel.whole(ema)",
     "model=parallel.whole(ema), ema=parallel.whole(trained(net))"),
    ('((trained(net), "model"), (ema, "ema"))', '((trained(net), "ema"), (ema, "ema"))'),

@@ -59,8 +59,8 @@ class ReadBack(TorchFunctionMode):
 
 @pytest.fixture
 def flash(monkeypatch):
-    """The path of a GPU: variable-length flash attention, whose shapes torch knows on `meta`. Only
-    autocast it does not know there; the weights are bfloat16 instead."""
+    """The path of a GPU: variable-length flash attention, whose shapes torch knows on `meta`. Autocast
+    fails there, so the weights are bfloat16."""
     monkeypatch.setattr(model, "flash", lambda q: True)
     monkeypatch.setattr(torch, "autocast", lambda *args, **named: contextlib.nullcontext())
 
@@ -91,8 +91,8 @@ def test_loss_and_gradient_never_wait_for_the_device(method, targets, flash):
 @pytest.mark.parametrize("kind", sampler.SAMPLERS)
 @pytest.mark.parametrize("method", ["flexmdm", "mdm", "flexprime", "prime"])
 def test_sampling_waits_for_answers_only(method, kind, order, flash):
-    """Tokens, gaps and confidences are read, whether they are finite, and what is asked is sent: at
-    most six times a call"""
+    """At most six waits a call: to send the question, to read tokens, gaps, confidences and whether
+    all are finite"""
     net = network(method, settled(method).ell, "meta", torch.bfloat16)
     linear, steps = interpolant.schedule("linear"), 6
     insertion = interpolant.schedule(train.METHODS[method])

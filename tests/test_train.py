@@ -844,7 +844,7 @@ def test_pieces_by_default():
     def pieces(world, *flags):
         args = common.parse(train.Args, "", [*owt, *flags])
         train.settle(args)
-        return train.pieces_for(args, world)
+        return train.pieces_for(args, args, world)
     assert pieces(8) == 1 and pieces(1) == 8
     assert pieces(8, "--method=mdm") == 2 and pieces(1, "--method=mdm") == 16
     assert pieces(8, "--method=mdm", "--n_layer=6") == 1

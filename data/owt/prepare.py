@@ -91,7 +91,7 @@ def fill(folder, job, archives, read, tokenizer, workers):
     with open(paths[0], "ab") as train, open(paths[1], "ab") as val, ThreadPool(workers) as pool:
         bins = train, val
         for f, size in zip(bins, state["bytes"]):
-            f.truncate(size)
+            f.seek(f.truncate(size))
         for k in range(state["archives"], len(archives)):
             files = fetched(archives[k], folder)
             texts = itertools.chain.from_iterable(map(read, files))
@@ -111,9 +111,9 @@ def fill(folder, job, archives, read, tokenizer, workers):
     return state["counts"]
 
 
-def announce(folder, source, size, tokenizer, workers):
+def announce(folder, source, size, plain, tokenizer, workers):
     """Say what will be done, and see whether the disk is large enough for it."""
-    text = size if source.endswith((".txt", ".jsonl")) else 3 * size    # assumption: packed to 1/3
+    text = size if plain else 3 * size                          # assumption: packed to a third
     disk = text * (0.46 if tokenizer.name == "gpt2" else 2.1)   # 4.4 bytes of text a GPT-2 token
     what = f"read {source}" if source else "download, archive by archive,"
     say(f"owt: making {folder}/train.bin: {what} {size / 1e9:.1f} GB; about {disk / 1e9:.1f} GB of "
@@ -134,9 +134,10 @@ def prepare(folder, tokenizer, source="", url=URL, workers=0, split="file", fiel
         made, archives = sources(source, split=split, field=field), local(source)
     else:
         made, archives = {"from": url}, [[address] for address in expand(url)]
-    announce(folder, source, made.get("bytes", 0.63e9 * len(archives)), tokenizer, workers)
+    plain = all(name.endswith((".txt", ".jsonl")) for names in archives for name in names)
+    announce(folder, source, made.get("bytes", 0.63e9 * len(archives)), plain, tokenizer, workers)
     read = functools.partial(documents, split=split, field=field)
-    for share in (SHARE, 0.05, 0.5):        # of few documents none may be among the lowest hashes
+    for share in (SHARE, 0.05, 0.5):        # a small set may have no hash below SHARE
         job = {"made": made, "tokenizer": tokenizer.tag, "share": share}
         counts = fill(folder, job, archives, read, tokenizer, workers)
         if all(counts):
@@ -146,7 +147,7 @@ def prepare(folder, tokenizer, source="", url=URL, workers=0, split="file", fiel
                    "text, or another --split")
     finish(folder, {"train": counts[0], "val": counts[1]}, tokenizer, token_type(tokenizer), made)
     if sum(counts) != 8013769:
-        say("owt: this is not the whole set as nanoGPT counts it: 8,013,769 documents")
+        say(f"owt: {sum(counts):,} documents; the whole set has 8,013,769")
 
 
 @dataclasses.dataclass
