@@ -261,21 +261,31 @@ def parallel_step(task, state, t, s):
     return insert(new, counts, task.code)
 
 
-def one_event(task, state, t, proposed):
-    """One network call, in which at most one thing happens in each row.
-    -> the new state, t, proposed, and G (B,), the sum of g over all open gaps.
+class Clock(NamedTuple):
+    """Where each of B rows is in time"""
+    t: Tensor           # (B,) the time
+    proposed: Tensor    # (B,) 0, or the G with which an insertion was proposed for this time
+    due: Tensor         # (B,) how many slots were to be revealed by now
 
-    t (B,): the rows' clocks. proposed (B,): 0, or the G with which an insertion was proposed for
-    this time. Why this is exact:
+
+def one_event(task, state, clock):
+    """One network call, in which at most one thing happens in each row.
+    -> the new state, clock, and G (B,), the sum of g over all open gaps.
+
+    Nothing happens in a row: its clock moves on to the next event. Why this is exact:
     1. Insertions. With G held, the next one comes at s, where ((1-alpha(s)) / (1-alpha(t)))^G = u
        for a uniform u. The true G can only fall while nothing happens, so to accept it with
        probability G(s) / G(t) gives the right law (thinning). Its gap is then drawn from g(s).
-    2. Reveals. By Prop. 3 they may come at any time, in any order that does not look ahead. Here an
-       independent race, which does not move the clock, decides whether a whole slot is revealed
-       before the next insertion: so about as many slots are masked as in training."""
+    2. Reveals. By Prop. 3 they may come at any time, in any order that does not look ahead. Here
+       times are drawn from beta, and when a quarter of the masked slots are due, the clock stops
+       and reveals them, whole slots, one after the other. So about as many slots are masked as in
+       training at that time, and the network is asked about what it knows."""
     insertion, unmasking = task.insertion, task.unmasking
+    t, proposed, due = clock
     masked = used_slots(state) == task.code.mask                            # (B, L, ell)
     slots = masked.any(2).sum(1)                                            # (B,)
+    if task.fixed:                                  # the network sees no time: all are due
+        due = slots
     first_digit = masked & (masked.cumsum(2) == 1)
     one = highest(torch.rand(masked[..., 0].shape), masked.any(2), slots.clamp_max(1))
     y, log_g = reveal(task, state, t, first_digit & one[:, :, None], first_digit, whole=True)
@@ -285,51 +295,67 @@ def one_event(task, state, t, proposed):
         g = torch.where(has_room[:, None], expected(log_g, state), 0)
     G = g.sum(1)                                                            # (B,)
 
-    def next_insertion():
-        u = torch.rand(len(t), dtype=torch.float64)
-        s = insertion.inverse(1 - insertion.left(t) * u ** (1 / G))
-        return torch.where(G > 0, s, 1.0)                                   # 1: never
-
-    u, v = torch.rand(2, len(t), dtype=torch.float64)
-    next_reveal = unmasking.inverse(1 - unmasking.left(t) * u ** (1 / slots))
-    accepted = (proposed > 0) & (v * proposed < G)
-    reveals = ~accepted & (slots > 0) & (next_reveal <= next_insertion())
-    waits = ~accepted & ~reveals
-
+    # what happens now
+    accepted = (proposed > 0) & (torch.rand(len(t), dtype=torch.float64) * proposed < G)
+    reveals = ~accepted & (slots > 0) & (due > 0)
+    moves = ~accepted & ~reveals
     y = torch.where(reveals[:, None, None], y, used_slots(state))
     state = with_slots(state, y)
     if accepted.any():
         gap = torch.where(accepted[:, None], g, 1).multinomial(1)           # (B, 1)
         counts = torch.zeros(g.shape, dtype=torch.int64)
         state = insert(state, counts.scatter(1, gap, accepted[:, None].long()), task.code)
-    t = torch.where(waits, next_insertion(), t)
-    proposed = torch.where(waits & (t < 1), G, 0)
-    return state, t, proposed, G
+
+    # when something happens next: at the next insertion, or when k slots are due
+    u = torch.rand(len(t), dtype=torch.float64)
+    s = insertion.inverse(1 - insertion.left(t) * u ** (1 / G))
+    s = torch.where(G > 0, s, 1.0)                                          # 1: never
+    k = -(-slots // 4)                                                      # a quarter, rounded up
+    share = kth_of(slots, k)                        # of the masks' waiting time, till k are due
+    r = unmasking.inverse(1 - unmasking.left(t) * (1 - share))
+    before = (unmasking.step(t, s) / share).clamp(0, 1)                     # P(due by s | due by r)
+    earlier = torch.binomial((k - 1).clamp_min(0).double(), before).long()
+    first = (slots > 0) & (r <= s)
+    next_due = torch.where(first, k, torch.where(slots > 0, earlier, 0))
+    due = torch.where(moves, next_due, due - reveals.long())
+    proposed = torch.where(moves & ~first & (s < 1), G, 0)
+    return state, Clock(torch.where(moves, torch.where(first, r, s), t), proposed, due), G
+
+
+def kth_of(n, k):
+    """The k-th smallest of n uniform numbers, (B,): Beta(k, n + 1 - k); 1 where n is 0"""
+    a, b = k.clamp_min(1).double(), (n + 1 - k).clamp_min(1).double()
+    return torch.where(n > 0, torch.distributions.Beta(a, b).sample(), 1.0)
 
 
 def run_exactly(task, state, steps, watch):
     """One event at a time in every row, as far as `steps` calls go. A row that has more to do than
-    calls left (a mask takes one; a missing token three: it is proposed, accepted, revealed) takes a
-    parallel step."""
-    t, proposed, G = torch.zeros(3, len(state.n), dtype=torch.float64)
+    calls left takes a parallel step. (A missing token takes four: two for its insertion, proposed
+    and accepted, and two for its mask: the clock stops, it is revealed.)"""
+    B = len(state.n)
+    clock = Clock(*torch.zeros(2, B, dtype=torch.float64), torch.zeros(B, dtype=torch.int64))
+    G, per_slot = torch.zeros(B, dtype=torch.float64), 1 if task.fixed else 2
     for left in range(steps, 0, -1):
         slots = (state.y == task.code.mask).any(2).sum(1)                   # (B,)
-        active = (t < 1) | (slots > 0)
+        active = (clock.t < 1) | (slots > 0)
         if not active.any():
             break
-        behind = active & (((slots + 3 * G > left) & (proposed == 0)) | (left == 1))
+        more = (per_slot * slots + 4 * G > left) & (clock.proposed == 0)
+        behind = active & (more | (left == 1))
         rows = behind.nonzero()[:, 0]
         if len(rows):
-            s = t[rows] + (1 - t[rows]) / left
-            put(state, rows, parallel_step(task, take(state, rows), t[rows], s))
-            G[rows] *= 1 - task.insertion.step(t[rows], s)                  # roughly
-            t[rows] = s
+            t = clock.t[rows]
+            s = t + (1 - t) / left
+            put(state, rows, parallel_step(task, take(state, rows), t, s))
+            G[rows] *= 1 - task.insertion.step(t, s)                        # roughly
+            clock.t[rows], clock.due[rows] = s, 0
         rows = (active & ~behind).nonzero()[:, 0]
         if len(rows):
-            part, *clocks = one_event(task, take(state, rows), t[rows], proposed[rows])
+            now = Clock(*(x[rows] for x in clock))
+            part, now, G[rows] = one_event(task, take(state, rows), now)
             put(state, rows, part)
-            t[rows], proposed[rows], G[rows] = clocks
-        watch(float(t.mean()), state.y, state.n)
+            put(clock, rows, now)
+        watch(float(clock.t.mean()), state.y, state.n)
     return state
 
 
