@@ -13,9 +13,8 @@ revealed or inserted in the same instant: that error shrinks as 1 / steps. By Pr
 the reveals is free: `order` picks the surest digits, or the leftmost, instead of random ones. It
 never changes how many.
 
-`exact`: every row has its own clock and one thing happens at a time, so with enough calls the only
-error is the network's. See `one_event`. A reveal takes a call, an insertion two, and some are
-refused.
+`exact`: every row has its own clock and one thing happens at a time, so with enough calls, about
+four a token, the only error is the network's. See `one_event`.
 """
 from typing import Callable, NamedTuple
 
@@ -272,7 +271,7 @@ def one_event(task, state, clock):
     """One network call, in which at most one thing happens in each row.
     -> the new state, clock, and G (B,), the sum of g over all open gaps.
 
-    Nothing happens in a row: its clock moves on to the next event. Why this is exact:
+    Where nothing happens in a row, its clock moves to the next event. Why this is exact:
     1. Insertions. With G held, the next one comes at s, where ((1-alpha(s)) / (1-alpha(t)))^G = u
        for a uniform u. The true G can only fall while nothing happens, so to accept it with
        probability G(s) / G(t) gives the right law (thinning). Its gap is then drawn from g(s).
@@ -280,7 +279,6 @@ def one_event(task, state, clock):
        times are drawn from beta, and when a quarter of the masked slots are due, the clock stops
        and reveals them, whole slots, one after the other. So about as many slots are masked as in
        training at that time, and the network is asked about what it knows."""
-    insertion, unmasking = task.insertion, task.unmasking
     t, proposed, due = clock
     masked = used_slots(state) == task.code.mask                            # (B, L, ell)
     slots = masked.any(2).sum(1)                                            # (B,)
@@ -295,7 +293,6 @@ def one_event(task, state, clock):
         g = torch.where(has_room[:, None], expected(log_g, state), 0)
     G = g.sum(1)                                                            # (B,)
 
-    # what happens now
     accepted = (proposed > 0) & (torch.rand(len(t), dtype=torch.float64) * proposed < G)
     reveals = ~accepted & (slots > 0) & (due > 0)
     moves = ~accepted & ~reveals
@@ -306,26 +303,28 @@ def one_event(task, state, clock):
         counts = torch.zeros(g.shape, dtype=torch.int64)
         state = insert(state, counts.scatter(1, gap, accepted[:, None].long()), task.code)
 
-    # when something happens next: at the next insertion, or when k slots are due
+    later, inserts, next_due = next_event(task, t, slots, G)
+    due = torch.where(moves, next_due, due - reveals.long())
+    proposed = torch.where(moves & inserts & (later < 1), G, 0)
+    return state, Clock(torch.where(moves, later, t), proposed, due), G
+
+
+def next_event(task, t, slots, G):
+    """What comes next after t (B,) in rows with so many masked slots (B,): an insertion, or that a
+    quarter of these slots are due. -> its time, is it an insertion, and how many are due then"""
+    insertion, unmasking = task.insertion, task.unmasking
     u = torch.rand(len(t), dtype=torch.float64)
     s = insertion.inverse(1 - insertion.left(t) * u ** (1 / G))
     s = torch.where(G > 0, s, 1.0)                                          # 1: never
-    k = -(-slots // 4)                                                      # a quarter, rounded up
-    share = kth_of(slots, k)                        # of the masks' waiting time, till k are due
+    k = -(-slots // 4)                                                      # rounded up
+    # slots are due at independent times: the share of them that is, when k are, is a Beta
+    a, b = k.clamp_min(1).double(), (slots + 1 - k).clamp_min(1).double()
+    share = torch.where(slots > 0, torch.distributions.Beta(a, b).sample(), 1.0)
     r = unmasking.inverse(1 - unmasking.left(t) * (1 - share))
+    inserts = (slots == 0) | (s < r)
     before = (unmasking.step(t, s) / share).clamp(0, 1)                     # P(due by s | due by r)
     earlier = torch.binomial((k - 1).clamp_min(0).double(), before).long()
-    first = (slots > 0) & (r <= s)
-    next_due = torch.where(first, k, torch.where(slots > 0, earlier, 0))
-    due = torch.where(moves, next_due, due - reveals.long())
-    proposed = torch.where(moves & ~first & (s < 1), G, 0)
-    return state, Clock(torch.where(moves, torch.where(first, r, s), t), proposed, due), G
-
-
-def kth_of(n, k):
-    """The k-th smallest of n uniform numbers, (B,): Beta(k, n + 1 - k); 1 where n is 0"""
-    a, b = k.clamp_min(1).double(), (n + 1 - k).clamp_min(1).double()
-    return torch.where(n > 0, torch.distributions.Beta(a, b).sample(), 1.0)
+    return torch.where(inserts, s, r), inserts, torch.where(inserts, earlier, k)
 
 
 def run_exactly(task, state, steps, watch):
