@@ -44,6 +44,7 @@ def draw(path, rows):
     figure = Figure((4.5 * len(shown), 3.6), layout="tight")
     for axes, column in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown):
         for line in lines.values():
+            line.sort(key=lambda row: row["calls"])
             calls, values = [row["calls"] for row in line], [row[column] for row in line]
             axes.plot(calls, values, "o-", ms=4, label=name_of(line[0], rows))
         axes.set(xlabel="network calls", ylabel=PANELS[column], ylim=(0, None))
