@@ -493,6 +493,17 @@ def test_answers_that_are_not_numbers_end_with_a_sentence(what, kind):
         generate(predict, code, 4, 7, 5, LINEAR, LINEAR, sampler=kind, temperature=0)
 
 
+def test_on_a_fixed_canvas_the_exact_sampler_takes_a_call_a_token_and_ends():
+    calls, states = [], []
+
+    def predict(y, n, t, at, given=None):
+        calls.append(int(at.sum()))
+        return torch.zeros(calls[-1], 5), None
+    generate(predict, Code(5), 1, 7, 50, schedule("instant"), LINEAR, sampler="exact",
+             watch=lambda *state: states.append(state))
+    assert calls == [1] * 7 and len(states) == 8
+
+
 def test_the_masks_left_over_are_revealed_in_several_rounds():
     """After one step all of a row's 16 tokens are there and masked: an eighth is revealed, then a
     seventh of the rest, and so on: after k of 8 rounds a share of k / 8."""
