@@ -403,7 +403,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--random", type=int, default=0, help="only so many, at random")
-    p.add_argument("--seed", default=None, help="which ones: any text; CI names the hash of this file")
+    p.add_argument("--seed", default=None, help="which ones: any text; in CI the hash of this file")
     p.add_argument("--file", default="", help="only those of this file")
     p.add_argument("--match", default="", help="only those whose old text contains this")
     p.add_argument("--seconds", type=int, default=300, help="tests that take longer: killed")
