@@ -150,8 +150,10 @@ def run(argv=None):
             axis.imshow(grid(loaded.images(16, steps=k, seed=args.seed), across=4))
             axis.set(xticks=[], yticks=[])
             axis.set_title(f"{k} steps", fontsize=8)
-        kind = loaded.args["method"], f"ell {loaded.code.ell}", loaded.args.get("code", "")
-        row[0].set_ylabel("\n".join(filter(None, kind)))
+        kind = [loaded.args["method"]]
+        if loaded.code.ell > 1:
+            kind += [f"ell {loaded.code.ell}", loaded.args.get("code", "plain")]
+        row[0].set_ylabel("\n".join(kind))
     save_figure(args.png, figure)
     say(args.png)
 
