@@ -211,8 +211,10 @@ def arrivals(g, p):
 def insert(state, counts, code):
     """Insert counts (B, N <= L + 1) masks, counts[b, j] of them left of slot j, as far as there is
     room: of too many a random subset stays."""
+    if not counts.any():
+        return state
     y, n, opened, given = state
-    B, L, ell = y.shape
+    B, L = y.shape[:2]
     counts = fitting(F.pad(counts, (0, L + 1 - counts.shape[1])), L - n)    # (B, L + 1)
     place = torch.arange(L + 1) + counts.cumsum(1)      # where slot j goes, and the end (j = n)
     place = torch.where(below(n + 1, L + 1), place, L + 1)                  # what is beyond: away
